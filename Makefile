@@ -1,0 +1,46 @@
+# Skerry: every target does its own set-up and is quick when nothing changed.
+# Needs: Debian 12 or 13 (or any Linux with Python 3.11 to 3.13), a Python package index, and for missing packages root or sudo.
+
+VENV    := .venv
+PY      := $(VENV)/bin/python
+STAMPS  := $(VENV)/.stamps
+PYTEST  := $(PY) -m pytest
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check format bench bench-peer clean
+
+help: ## show this
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(STAMPS)/station ## build, sign, serve and ask a real model
+	@$(PY) examples/demo.py
+
+test: $(STAMPS)/dev check ## lints and the default tests, under 20 minutes on 2 cores
+	$(PYTEST) -m "not slow"
+
+test-all: $(STAMPS)/dev check ## everything, the slow ones too
+	$(PYTEST)
+
+check: $(STAMPS)/dev ## ruff, mypy, the import rules
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+format: $(STAMPS)/dev ## let ruff format the code
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+bench: $(STAMPS)/station ## speed, memory and quality beside llama.cpp
+	$(PY) -m bench
+
+bench-peer: ## build llama.cpp as the peer, some 12 minutes on 2 cores
+	./scripts/setup.sh peer
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .venv-peer build .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(STAMPS)/%: pyproject.toml scripts/setup.sh
+	@./scripts/setup.sh $*
+	@mkdir -p $(STAMPS) && touch $@
