@@ -1,0 +1,147 @@
+"""YAML in, one frozen value out; unknown keys are errors.
+
+`load_yaml` reads the small subset of YAML that a person can check by eye: no tags, no aliases, no key twice.
+`convert` turns the plain value into a frozen type and names the path of what does not fit. `Config` is the daemon's
+configuration: `/etc/skerry/config.yaml` on a box, or the defaults of one folder (`--state-dir`) by hand.
+"""
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from appliance.errors import ConfigError
+from appliance.files import read_limited
+
+T = TypeVar("T")
+
+MAX_YAML_BYTES = 1 << 20
+CONFIG_PATH = Path("/etc/skerry/config.yaml")
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one caller, and all of them together, may ask of the daemon."""
+
+    running: int = 4
+    """Requests that are decoded side by side."""
+    queued: int = 32
+    """Requests of all callers that may wait."""
+    per_caller: int = 8
+    """Requests that one uid may have running and waiting together."""
+    body_bytes: int = 1 << 20
+    """Largest body of a request."""
+    header_timeout_s: float = 10.0
+    """Time for the head of a request to arrive, and for a kept connection to say something."""
+    body_timeout_s: float = 30.0
+    """Time for the body of a request to arrive."""
+    drain_timeout_s: float = 30.0
+    """Time that requests under way get after SIGTERM."""
+    connections: int = 256
+    """Open connections of all callers; more are closed at once."""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The inference daemon's configuration. Relative paths are not accepted."""
+
+    models_dir: str
+    """Installed model packages, one directory each."""
+    keys_dir: str
+    """Trusted public keys, `*.pub`. Policy is this directory and nothing else."""
+    socket: str
+    """The Unix socket to listen on, when systemd does not pass one."""
+    preload: tuple[str, ...] = ()
+    """Models to verify and load before the daemon says that it is ready."""
+    threads: int | None = None
+    """Threads of the engine; none: the processors that this process may use."""
+    limits: Limits = Limits()
+
+    @classmethod
+    def default(cls, state_dir: Path, *, threads: int | None = None) -> "Config":
+        """Build the configuration of a box that lives in one folder."""
+        root = state_dir.absolute()
+        return cls(
+            models_dir=str(root / "models"),
+            keys_dir=str(root / "keys"),
+            socket=str(root / "run" / "inference.sock"),
+            threads=threads,
+        )
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises:
+        FileProblem: it cannot be read.
+        ConfigError: it is not the YAML of a `Config`.
+    """
+    config = convert(load_yaml(read_limited(path, MAX_YAML_BYTES), str(path)), Config, str(path))
+    for name in ("models_dir", "keys_dir", "socket"):
+        if not Path(getattr(config, name)).is_absolute():
+            raise ConfigError(f"cannot use {path}: {name} is {getattr(config, name)!r}, expected an absolute path")
+    for name in Limits.__struct_fields__:
+        if getattr(config.limits, name) <= 0:
+            raise ConfigError(
+                f"cannot use {path}: limits.{name} is {getattr(config.limits, name)}, expected more than 0"
+            )
+    if config.threads is not None and not 1 <= config.threads <= 1024:
+        raise ConfigError(f"cannot use {path}: threads is {config.threads}, expected 1 to 1024")
+    return config
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML without aliases and duplicate keys: both have hidden things from reviewers."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name), expected plain values")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: key {key!r}, expected text")
+            if key in seen:
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: key {key!r} for the second time")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(data: bytes, what: str) -> Any:
+    """Parse one YAML document into dicts, lists and scalars.
+
+    Args:
+        data: UTF-8, at most 1 MiB.
+        what: the name to use in errors.
+    Raises:
+        ConfigError: not YAML, too large, or with tags, aliases or a key twice.
+    """
+    if len(data) > MAX_YAML_BYTES:
+        raise ConfigError(f"cannot read {what}: {len(data)} bytes, expected at most {MAX_YAML_BYTES}")
+    try:
+        return yaml.load(data.decode("utf-8"), Loader=_StrictLoader)  # noqa: S506  a SafeLoader, made stricter
+    except (UnicodeDecodeError, RecursionError, ValueError) as e:
+        raise ConfigError(f"cannot read {what}: not plain YAML in UTF-8 ({type(e).__name__})") from e
+    except yaml.YAMLError as e:
+        raise ConfigError(f"cannot read {what}: {' '.join(str(e).split())}") from e
+
+
+def dump_yaml(value: Any) -> bytes:
+    """Write plain values or msgspec structs as YAML: block style, keys in the order of their declaration."""
+    plain = msgspec.to_builtins(value)
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120, default_flow_style=False).encode()
+
+
+def convert(value: Any, to: type[T], what: str) -> T:
+    """Turn plain values into a frozen type, strictly.
+
+    Raises:
+        ConfigError: an unknown key, a missing one or a wrong type; the message names the path.
+    """
+    try:
+        return msgspec.convert(value, to)
+    except msgspec.ValidationError as e:
+        raise ConfigError(f"cannot use {what}: {e}") from e

@@ -1,0 +1,130 @@
+"""Durable writes and directories that appear whole or not at all.
+
+The order of system calls is the promise: write, fsync the file, rename, fsync the parent. A rename without the last
+step may be lost at a power cut; a rename without the second may expose a file of zeros.
+
+What this does NOT protect against: a disk that lies about fsync, and another process of the same user.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from appliance.errors import FileProblem
+
+Progress = Callable[[str, float], None]
+"""What is being done, and the fraction of it that is done, from 0 to 1."""
+
+
+def no_progress(what: str, fraction: float) -> None:
+    """Report to nobody."""
+
+
+def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace `path` by `data`; after a crash there is the old file or the new one, never a part.
+
+    Args:
+        path: the file; its parent must exist.
+        data: all of its bytes.
+        mode: permission bits of the new file, regardless of the umask.
+    Raises:
+        FileProblem: the parent is missing, not writable or full.
+    """
+    try:
+        fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(fd, "wb") as f:
+                f.write(data)
+                f.flush()
+                os.fchmod(f.fileno(), mode)
+                os.fsync(f.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink()
+            raise
+        sync_directory(path.parent)
+    except OSError as e:
+        raise FileProblem(
+            f"cannot write {path}: {e.strerror}", hint="check that the folder exists, is yours and has space"
+        ) from e
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_tree(root: Path) -> None:
+    """Fsync every file and directory below `root`, children before parents."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            fd = os.open(Path(folder, name), os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        sync_directory(Path(folder))
+
+
+@contextlib.contextmanager
+def publish_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty working directory that becomes `target` when the block ends well, and vanishes when it does not.
+
+    Args:
+        target: the directory to create; its parent is made if missing.
+        replace: whether an existing target may be replaced. There is a moment without `target` between the two renames;
+            a crash in it leaves the old one under its temporary name.
+    Raises:
+        FileProblem: the target exists and may not be replaced, or the disk refuses.
+    """
+    if target.exists() and not replace:
+        raise FileProblem(
+            f"cannot create {target}: it exists", hint="choose another folder, or pass --force to replace it"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as e:
+        raise FileProblem(
+            f"cannot create {target}: {e.strerror}", hint="check that its folder is yours and has space"
+        ) from e
+    old = work.with_name(work.name + ".old")
+    try:
+        yield work
+        work.chmod(0o755)
+        sync_tree(work)
+        if target.exists():
+            target.rename(old)
+        work.rename(target)
+        sync_directory(target.parent)
+        if old.exists():
+            shutil.rmtree(old)
+    except OSError as e:
+        raise FileProblem(f"cannot create {target}: {e.strerror}", hint="check that the disk has space") from e
+    finally:
+        if work.exists():
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def read_limited(path: Path, limit_bytes: int) -> bytes:
+    """Read a small file of the user's.
+
+    Raises:
+        FileProblem: it is missing, not readable, not a regular file or larger than `limit_bytes`.
+    """
+    try:
+        with path.open("rb") as f:
+            data = f.read(limit_bytes + 1)
+    except OSError as e:
+        raise FileProblem(f"cannot read {path}: {e.strerror}", hint="check the path and its permissions") from e
+    if len(data) > limit_bytes:
+        raise FileProblem(f"cannot read {path}: larger than {limit_bytes} bytes", hint="is this the right file?")
+    return data

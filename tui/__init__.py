@@ -1,0 +1,1 @@
+"""The operators' console. Its screens come with the console's own release."""
