@@ -1,0 +1,245 @@
+"""Serving an application on Unix sockets: caller, head timeout, connection limit, readiness, watchdog, drain.
+
+uvicorn does the HTTP (with h11, which refuses what is ambiguous); this module adds what it leaves out. SIGTERM and
+SIGINT drain: listening ends, requests under way are answered, and after `drain_timeout_s` what is left is cancelled.
+
+What this does NOT protect against: a caller with many uids. Limits per caller are the application's.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h11
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from appliance.api.caller import identify
+from appliance.api.errors import error_body
+from appliance.config import Limits
+from appliance.errors import FileProblem, InvalidRequest, RequestTimeout, SkerryError, TooManyRequests
+from appliance.system.notify import notify, passed_sockets, watchdog_interval_s
+
+log = logging.getLogger("skerry.api")
+
+MAX_HEAD_BYTES = 16 << 10
+BACKLOG = 128
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A listening socket.
+
+    Attributes:
+        socket: to serve.
+        path: where this process made it; None if the service manager did.
+    """
+
+    socket: socket.socket
+    path: Path | None
+
+    def close(self) -> None:
+        """Stop listening, and take away the name that this process made."""
+        self.socket.close()
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def listen(path: Path, mode: int = 0o666) -> Listener:
+    """Take the socket that the service manager passed, or make one at `path`.
+
+    The mode lets everybody connect; who may do what is decided by the route table, and who may reach the path by its
+    folder.
+
+    Raises:
+        FileProblem: another daemon listens there, something else than a socket lies there, or the folder refuses.
+    """
+    passed = passed_sockets()
+    if passed:
+        return Listener(passed[0], None)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        server.bind(str(path))
+        path.chmod(mode)
+        server.listen(BACKLOG)
+    except OSError as e:
+        reason = "the path is too long for a Unix socket" if "too long" in str(e) else (e.strerror or str(e))
+        raise FileProblem(
+            f"cannot listen on {path}: {reason}", hint="choose another --socket, or end what is there"
+        ) from e
+    return Listener(server, path)
+
+
+def _remove_stale(path: Path) -> None:
+    """Unlink a socket on which nobody listens any more, and nothing else."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise OSError(errno.EEXIST, "something else than a socket is there")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise OSError(errno.EADDRINUSE, "another daemon listens there")
+
+
+def serve(app: Starlette, listener: Listener, limits: Limits, on_drain: Callable[[], None]) -> None:
+    """Serve until a signal says to end, then drain. Blocks; to be called from the main thread.
+
+    Args:
+        app: its lifespan ends when it is ready to answer.
+        listener: from `listen`.
+        limits: of time, size and number.
+        on_drain: called once when the drain begins.
+    """
+    watchdog_s = watchdog_interval_s()
+
+    async def alive() -> None:
+        notify("WATCHDOG=1")
+
+    config = uvicorn.Config(
+        app,
+        http=_protocol(limits),
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        timeout_keep_alive=max(1, int(limits.header_timeout_s)),
+        timeout_graceful_shutdown=max(1, int(limits.drain_timeout_s)),
+        callback_notify=alive if watchdog_s else None,
+        timeout_notify=max(1, int(watchdog_s)) if watchdog_s else 30,
+    )
+    _Server(config, on_drain).run(sockets=[listener.socket])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_drain: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_drain = on_drain
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        notify("READY=1", "STATUS=ready")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        notify("STOPPING=1", "STATUS=draining")
+        self._on_drain()
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # Unlike uvicorn's own: the signal is not raised again afterwards, so that the exit is clean.
+        before = {s: signal.signal(s, self.handle_exit) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _protocol(limits: Limits) -> type[H11Protocol]:
+    class Protocol(_Protocol):
+        _limits = limits
+
+    return Protocol
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's h11 protocol, with the caller's identity, a time limit on heads, and a limit on connections."""
+
+    _limits: Limits
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        try:
+            self.app = _with_caller(self.app, identify(transport.get_extra_info("socket")))
+        except OSError:
+            transport.abort()  # no identity, no conversation
+            return
+        if len(self.connections) > self._limits.connections:
+            self._refuse(TooManyRequests("too many open connections", retry_after_s=1))
+            return
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._await_head()
+        else:
+            self._head_arrived()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._head_arrived()  # the keep-alive timer runs from here on
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_arrived()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(
+            InvalidRequest("cannot read the request: not HTTP/1.1, or a head of more than 16 KiB", hint="is this curl?")
+        )
+
+    def _await_head(self) -> None:
+        if self._head_timer is None and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(self._limits.header_timeout_s, self._head_late)
+
+    def _head_arrived(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_late(self) -> None:
+        self._head_timer = None
+        self._refuse(RequestTimeout(f"no request arrived within {self._limits.header_timeout_s:g} s"))
+
+    def _refuse(self, error: SkerryError) -> None:
+        """Answer outside of any request, if the state of the conversation still allows it, and hang up."""
+        if not self.transport.is_closing() and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = msgspec.json.encode(error_body(error))
+            headers = [
+                ("content-type", "application/json"),
+                ("content-length", str(len(body))),
+                ("connection", "close"),
+            ]
+            with contextlib.suppress(h11.LocalProtocolError):
+                for event in (
+                    h11.Response(status_code=error.http_status, headers=headers, reason=b""),
+                    h11.Data(data=body),
+                    h11.EndOfMessage(),
+                ):
+                    self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+def _with_caller(app: Any, caller: object) -> ASGIApp:
+    async def called(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["skerry.caller"] = caller
+        await app(scope, receive, send)
+
+    return called

@@ -1,0 +1,1 @@
+"""What the operating system tells and is told: processors, memory, service manager."""
