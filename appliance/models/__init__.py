@@ -1,0 +1,1 @@
+"""What a box knows about models: the card, the package that is verified when it is opened, and the installed store."""
