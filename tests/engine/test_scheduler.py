@@ -1,0 +1,183 @@
+"""The scheduler: turns, limits, cancelling, and defects that stay where they are."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from appliance.engine.scheduler import Job, Scheduler
+from appliance.errors import Cancelled, ContextTooLong, InternalError, ShuttingDown, TooManyRequests
+
+
+class Collected:
+    """What a job emitted, and a way to wait for its end."""
+
+    def __init__(self) -> None:
+        self.steps: list[Any] = []
+        self.done = threading.Event()
+        self.outcome: Any = "none yet"
+
+    def emit(self, step: Any) -> None:
+        if step is None or isinstance(step, Exception):
+            self.outcome = step
+            self.done.set()
+        else:
+            self.steps.append(step)
+
+
+@pytest.fixture
+def scheduler() -> Iterator[Scheduler]:
+    scheduler = Scheduler(running=2, queued=4, per_caller=4)
+    yield scheduler
+    scheduler.close()
+
+
+def submit(scheduler: Scheduler, caller: int, steps: Iterator[Any]) -> tuple[Job[Any], Collected]:
+    collected = Collected()
+    job = Job(caller, steps, collected.emit)
+    scheduler.submit([job])
+    return job, collected
+
+
+def blocked(gate: threading.Event) -> Iterator[int]:
+    """Go on, step by step, until the gate opens."""
+    while not gate.wait(0.002):
+        yield 1
+
+
+def wait_for(scheduler: Scheduler, *, running: int) -> None:
+    for _ in range(500):
+        if scheduler.load().running == running:
+            return
+        time.sleep(0.01)
+    raise AssertionError(scheduler.load())
+
+
+def test_jobs_take_turns(scheduler: Scheduler) -> None:
+    """Two active jobs get a step each, round after round."""
+    order: list[str] = []
+    gate = threading.Event()
+
+    def steps(name: str) -> Iterator[str]:
+        gate.wait(10)
+        for _ in range(3):
+            order.append(name)
+            yield name
+
+    a, b = Collected(), Collected()
+    scheduler.submit([Job(1, steps("a"), a.emit), Job(1, steps("b"), b.emit)])
+    gate.set()
+    assert a.done.wait(5)
+    assert b.done.wait(5)
+    assert order == ["a", "b"] * 3
+
+
+def test_callers_are_admitted_in_turn(scheduler: Scheduler) -> None:
+    """One caller's pile does not delay another's single question."""
+    gate, order = threading.Event(), []
+
+    def named(name: str) -> Iterator[str]:
+        order.append(name)
+        yield name
+
+    holds = [submit(scheduler, 9, blocked(gate))[1] for _ in range(2)]
+    wait_for(scheduler, running=2)
+    piles = [submit(scheduler, 1, named(f"pile {i}"))[1] for i in range(3)]
+    single = submit(scheduler, 2, named("single"))[1]
+    gate.set()
+    for c in [*holds, *piles, single]:
+        assert c.done.wait(5)
+    assert order.index("single") <= 1
+
+
+def test_limits_are_honest(scheduler: Scheduler) -> None:
+    """A caller's limit and the queue's are refused with the figures and a time; others' requests still pass."""
+    gate = threading.Event()
+    mine = [submit(scheduler, 1, blocked(gate))[1] for _ in range(4)]
+    wait_for(scheduler, running=2)
+    with pytest.raises(TooManyRequests, match="uid 1 has 4 under way, the limit is 4") as refused:
+        submit(scheduler, 1, iter(()))
+    assert refused.value.retry_after_s is not None
+    assert refused.value.retry_after_s > 0
+    others = [submit(scheduler, 2, blocked(gate))[1] for _ in range(2)]
+    with pytest.raises(TooManyRequests, match="4 answers are waiting"):
+        submit(scheduler, 3, iter(()))
+    assert scheduler.load().rejected == 2
+    gate.set()
+    assert all(c.done.wait(5) and c.outcome is None for c in [*mine, *others])
+    submit(scheduler, 1, iter(()))
+
+
+def test_request_of_several_jobs_is_taken_whole_or_not(scheduler: Scheduler) -> None:
+    """Five answers for a limit of four: none is begun."""
+    jobs = [Job(1, iter([1]), Collected().emit) for _ in range(5)]
+    with pytest.raises(TooManyRequests):
+        scheduler.submit(jobs)
+    assert scheduler.load().running == scheduler.load().queued == 0
+
+
+def test_cancel_stops_within_one_step(scheduler: Scheduler) -> None:
+    """After `cancelled` is set, at most the step that is being computed still happens."""
+    computed, reached = [], threading.Event()
+
+    def endless() -> Iterator[int]:
+        while True:
+            computed.append(1)
+            if len(computed) == 5:
+                reached.set()
+                time.sleep(0.05)  # the cancel comes in the middle of this step
+            yield 1
+
+    job, collected = submit(scheduler, 1, endless())
+    assert reached.wait(5)
+    job.cancelled.set()
+    assert collected.done.wait(5)
+    assert isinstance(collected.outcome, Cancelled)
+    assert len(computed) == 5
+    assert scheduler.load().cancelled == 1
+
+
+def test_waiting_jobs_of_callers_that_left_make_room(scheduler: Scheduler) -> None:
+    """A cancelled job in the queue keeps nobody out."""
+    gate = threading.Event()
+    for _ in range(2):
+        submit(scheduler, 9, blocked(gate))
+    wait_for(scheduler, running=2)
+    waiting = [submit(scheduler, 1, iter(())) for _ in range(4)]
+    for job, _ in waiting:
+        job.cancelled.set()
+    submit(scheduler, 2, iter(()))
+    assert all(isinstance(c.outcome, Cancelled) for _, c in waiting)
+    gate.set()
+
+
+def test_error_ends_its_own_job_only(scheduler: Scheduler) -> None:
+    """An error and a defect end the job that had them; the next job runs."""
+
+    def failing(error: Exception) -> Iterator[int]:
+        yield 1
+        raise error
+
+    refused = submit(scheduler, 1, failing(ContextTooLong("too long")))[1]
+    broken = submit(scheduler, 1, failing(ZeroDivisionError("the patient's name")))[1]
+    fine = submit(scheduler, 1, iter([1, 2]))[1]
+    for c in (refused, broken, fine):
+        assert c.done.wait(5)
+    assert isinstance(refused.outcome, ContextTooLong)
+    assert isinstance(broken.outcome, InternalError)
+    assert "patient" not in broken.outcome.message
+    assert (fine.steps, fine.outcome) == ([1, 2], None)
+
+
+def test_closing_ends_everything() -> None:
+    """Jobs under way end with `ShuttingDown`, and no new ones are taken."""
+    scheduler = Scheduler(running=1, queued=4, per_caller=4)
+    active = submit(scheduler, 1, iter(lambda: time.sleep(0.01) or 1, None))[1]
+    waiting = submit(scheduler, 1, iter(()))[1]
+    scheduler.close()
+    assert isinstance(active.outcome, ShuttingDown)
+    assert isinstance(waiting.outcome, ShuttingDown)
+    with pytest.raises(ShuttingDown):
+        submit(scheduler, 1, iter(()))

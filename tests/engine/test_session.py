@@ -1,0 +1,165 @@
+"""The session: caches in place, exact rewinding, and weights that come from the verified mapping only."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from appliance.decoding.sampling import SamplingParams
+from appliance.engine.generate import PREFILL_CHUNK, Token, generate
+from appliance.engine.session import Cache, Session
+from appliance.errors import CardMismatch, ContextTooLong, DigestMismatch, OutOfMemory
+from appliance.models.package import DATA_FILE, VerifiedModel
+from tests.fakes import built_models
+from tests.fakes.built_models import BuiltModel
+
+TOKENS = np.array([5, 17, 90, 33, 250, 7, 7, 120, 64, 201, 15, 88], np.int64)
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BuiltModel:
+    return built_models.tiny(tmp_path_factory.mktemp("tiny") / "box", request.param, "f32")
+
+
+@pytest.fixture
+def session(built: BuiltModel) -> Iterator[Session]:
+    with Session(built.open(), threads=1) as session:
+        yield session
+
+
+def logits_of(session: Session, cache: Cache, *chunks: int) -> np.ndarray:
+    """Feed TOKENS in chunks, and return the last row's logits."""
+    at, last = 0, None
+    for size in chunks:
+        last = session.forward(cache, TOKENS[at : at + size])
+        at += size
+    assert last is not None
+    return last[0].copy()
+
+
+def test_chunks_give_the_logits_of_the_whole(session: Session) -> None:
+    """In float32, a prompt in pieces and token by token gives the logits of the prompt at once."""
+    whole = logits_of(session, session.new_cache(64), 12)
+    for chunks in [(5, 7), (1,) * 12, (11, 1)]:
+        np.testing.assert_allclose(logits_of(session, session.new_cache(64), *chunks), whole, atol=1e-4)
+
+
+def test_every_row_can_be_asked_for(session: Session) -> None:
+    """The rows of one call are the last rows of calls that end there."""
+    rows = session.forward(session.new_cache(64), TOKENS, rows=np.arange(12)).copy()
+    for end in (1, 6, 12):
+        np.testing.assert_allclose(rows[end - 1], logits_of(session, session.new_cache(64), end), atol=1e-4)
+
+
+def test_rewound_cache_equals_a_fresh_one(session: Session) -> None:
+    """After truncating, the same tokens give bit for bit what a cache gives that never saw the others."""
+    rewound = session.new_cache(64)
+    logits_of(session, rewound, 6)
+    session.forward(rewound, np.array([1, 2, 3, 4], np.int64))
+    rewound.truncate(6)
+    fresh = session.new_cache(64)
+    logits_of(session, fresh, 6)
+    for token in (90, 12, 4):
+        step = np.array([token], np.int64)
+        a, b = session.forward(rewound, step).copy(), session.forward(fresh, step)
+        np.testing.assert_array_equal(a, b)
+
+
+def test_cache_is_written_in_place(session: Session) -> None:
+    """A step writes its own row into the buffers that were bound, and leaves the others alone: nothing is copied."""
+    cache = session.new_cache(64)
+    addresses = cache.addresses()
+    session.forward(cache, TOKENS[:6])
+    before = {name: b.copy() for name, b in cache._buffers.items()}
+    session.forward(cache, TOKENS[6:7])
+    assert cache.addresses() == addresses
+    outputs = [o for o in cache._binding.get_outputs() if o.shape()[-2] == cache.capacity]
+    assert {o.data_ptr() for o in outputs} == set(addresses.values())
+    for name, buffer in cache._buffers.items():
+        np.testing.assert_array_equal(buffer[:, :, :6], before[name][:, :, :6])
+        assert buffer[:, :, 6].any()
+        assert not buffer[:, :, 7:].any()
+
+
+def test_two_caches_do_not_see_each_other(session: Session) -> None:
+    """Interleaved sequences give what each gives alone."""
+    alone = logits_of(session, session.new_cache(64), 4, 4, 4)
+    one, other = session.new_cache(64), session.new_cache(128)
+    for at in range(0, 12, 4):
+        last = session.forward(one, TOKENS[at : at + 4])[0].copy()
+        session.forward(other, TOKENS[::-1][at : at + 4].copy())
+    np.testing.assert_array_equal(last, alone)
+
+
+def test_full_cache_and_context_are_refused(session: Session) -> None:
+    """What does not fit is refused before anything is computed."""
+    cache = session.new_cache(100)
+    assert cache.capacity == 128
+    with pytest.raises(ContextTooLong):
+        session.forward(cache, np.zeros(129, np.int64))
+    assert cache.length == 0
+    with pytest.raises(ContextTooLong):
+        session.new_cache(257)
+    with pytest.raises(ValueError, match="truncate"):
+        cache.truncate(1)
+
+
+def test_memory_is_refused_in_words(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that the box cannot hold is an error, not the end of the process."""
+    monkeypatch.setattr("appliance.engine.session.available_memory_bytes", lambda: 1 << 20)
+    with pytest.raises(OutOfMemory, match="1 MiB are available"):
+        session.new_cache(64)
+
+
+def test_weights_come_from_the_verified_mapping(
+    built: BuiltModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the file behind the name is exchanged after verification, the verified bytes are still what computes."""
+    with Session(built.open(), 1) as session:
+        expected = logits_of(session, session.new_cache(64), 12)
+    copy = built.copy_to(tmp_path / "box")
+    model = copy.open()
+    weights = copy.path / DATA_FILE
+    size = weights.stat().st_size
+    weights.unlink()
+    weights.write_bytes(bytes(size))
+    monkeypatch.setattr(VerifiedModel, "recheck", lambda self: None)
+    with Session(model, 1) as session:
+        np.testing.assert_array_equal(logits_of(session, session.new_cache(64), 12), expected)
+
+
+def test_exchanged_file_is_refused(built: BuiltModel, tmp_path: Path) -> None:
+    """And without looking away, the exchange is found and the load refused."""
+    copy = built.copy_to(tmp_path / "box")
+    model = copy.open()
+    weights = copy.path / DATA_FILE
+    other = tmp_path / "other"
+    shutil.copy(weights, other)
+    other.rename(weights)
+    with pytest.raises(DigestMismatch):
+        Session(model, 1)
+
+
+def test_graph_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:
+    """A signed package whose graph onnxruntime cannot run ends in an error, not a crash."""
+    from tests.fakes.package import make_tiny_package
+
+    key = built_models.keys.generate()
+    make_tiny_package(tmp_path, name="odd", key=key)
+    model = built_models.package.open_verified(tmp_path / "odd", built_models.keys.KeySet.of(key.public()))
+    with pytest.raises(CardMismatch):
+        Session(model, 1)
+
+
+def test_long_prompts_are_prefilled_in_chunks(built: BuiltModel) -> None:
+    """`generate` stops between chunks, where a cancel takes hold, and the same seed gives the same tokens."""
+    with Session(built.open(), 1) as session:
+        prompt = np.resize(TOKENS, 240)
+        params = SamplingParams(temperature=1.0, seed=3)
+        a, b = (generate(session, prompt, params, max_tokens=8) for _ in range(2))
+        first = [s.id for s in a if isinstance(s, Token)]
+        assert [s.id for s in b if isinstance(s, Token)] == first
+        assert len(first) == 8
+    assert PREFILL_CHUNK <= 256

@@ -1,0 +1,277 @@
+"""Model packages for tests: the real SmolLM2, built once and kept, and tiny models of random weights.
+
+    model = smollm2()            # skips the test when the weights cannot be had
+    with Session(model.open()) as session: ...
+
+`BuiltModel.state_dir` is laid out like a box: models/ and keys/. Tests must not write into it; `copy_to` gives one that
+they may spoil.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from safetensors.numpy import save, save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+import appliance.forge
+from appliance.errors import BuildError, WrongSource
+from appliance.forge import build as forge
+from appliance.forge import recipe as recipes
+from appliance.models import package
+from appliance.trust import keys
+
+ROOT = Path(__file__).parents[2]
+CACHE = ROOT / "build" / "test-models"
+TINY_VOCABULARY = 320
+
+Architecture = Literal["llama", "gemma3"]
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A signed package in a folder that is laid out like a box."""
+
+    state_dir: Path
+    name: str
+    key: keys.PrivateKey
+
+    @property
+    def path(self) -> Path:
+        return self.state_dir / "models" / self.name
+
+    @property
+    def keys(self) -> keys.KeySet:
+        return keys.KeySet.of(self.key.public())
+
+    def open(self) -> package.VerifiedModel:
+        return package.open_verified(self.path, self.keys)
+
+    def copy_to(self, state_dir: Path) -> "BuiltModel":
+        shutil.copytree(self.state_dir, state_dir)
+        return BuiltModel(state_dir, self.name, self.key)
+
+
+def smollm2(quantization: str = "q8") -> BuiltModel:
+    """SmolLM2 135M Instruct from its pinned package, without figures; built anew when forge or recipe change."""
+    return _real("smollm2-135m-instruct", quantization)
+
+
+def gemma3(quantization: str = "q8") -> BuiltModel:
+    """Gemma 3 270M, the base model."""
+    return _real("gemma-3-270m", quantization)
+
+
+def _real(name: str, quantization: str) -> BuiltModel:
+    recipe = recipes.load(ROOT / "models" / f"{name}.yaml")
+    state_dir = CACHE / f"{name}-{quantization}-{_digest_of_forge(recipe.sha256)}"
+    key_file = state_dir / "private.pem"
+    if not key_file.exists():
+        shutil.rmtree(state_dir, ignore_errors=True)
+        for older in CACHE.glob(f"{name}-{quantization}-*"):
+            shutil.rmtree(older)
+        try:
+            forge.build(recipe, state_dir / "models", quantization=quantization, accept_licence=True, evaluate=False)
+        except WrongSource:
+            raise
+        except BuildError as e:
+            if "cannot fetch" in e.message:
+                pytest.skip(f"not run: {e.message}")
+            raise
+        sign(state_dir, f"{name}-{quantization}", key_file)
+    return BuiltModel(state_dir, f"{name}-{quantization}", keys.PrivateKey.load(key_file))
+
+
+def _digest_of_forge(recipe_sha256: str) -> str:
+    hasher = hashlib.sha256(recipe_sha256.encode())
+    forge_dir = Path(appliance.forge.__file__).parent
+    for file in sorted([*forge_dir.glob("*.py"), Path(package.__file__), Path(package.__file__).with_name("card.py")]):
+        hasher.update(file.read_bytes())
+    return hasher.hexdigest()[:12]
+
+
+def sign(state_dir: Path, name: str, key_file: Path) -> keys.PrivateKey:
+    """Sign a package of a folder that is laid out like a box with a new key, and trust that key there."""
+    key = keys.generate()
+    package.sign_package(state_dir / "models" / name, key)
+    trusted = state_dir / "keys"
+    trusted.mkdir(mode=0o755, exist_ok=True)
+    key.public().save(trusted / "test.pub")
+    key.save(key_file)  # last: its presence says that the rest is complete
+    return key
+
+
+def tiny(state_dir: Path, architecture: Architecture = "llama", quantization: str = "q8") -> BuiltModel:
+    """A working model of random weights that talks nonsense: built and signed in well under a second."""
+    source = state_dir / "source"
+    write_tiny(source, architecture)
+    recipe = tiny_recipe(state_dir, architecture)
+    forge.build(recipe, state_dir / "models", weights=source, quantization=quantization, evaluate=False)
+    name = f"{recipe.name}-{quantization}"
+    return BuiltModel(state_dir, name, sign(state_dir, name, state_dir / "private.pem"))
+
+
+def tiny_recipe(directory: Path, architecture: Architecture = "llama", **changes: Any) -> recipes.Recipe:
+    """A recipe for `write_tiny`'s weights; `changes` replace top-level keys."""
+    content: dict[str, Any] = {
+        "format": 1,
+        "name": f"tiny-{architecture}",
+        "version": "1",
+        "summary": "random weights for tests",
+        "architecture": architecture,
+        "licence": {"id": "CC0-1.0", "name": "none", "terms": None, "must_accept": False},
+        "source": {
+            "file": "tiny.gguf",
+            "size_bytes": 1,
+            "sha256": "0" * 64,
+            "pieces": [
+                {"package": "no-such", "version": "1.0", "file": "x", "size_bytes": 1, "sha256": "0" * 64},
+            ],
+        },
+        "quantization": "q8",
+        "context_length": 256,
+        "tokens": {"bos": "<s>", "add_bos": True, "stop": ["</s>"]},
+        "chat": architecture == "llama",
+        "generation": {
+            "temperature": 0.7,
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "max_tokens": 64,
+        },
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"tiny-{architecture}.yaml"
+    path.write_text(json.dumps(content | changes))  # JSON is YAML
+    return recipes.load(path)
+
+
+TINY_TEMPLATE = (
+    "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+def tiny_config(architecture: Architecture) -> dict[str, Any]:
+    """The configuration of a tiny model, in the words of the transformers library."""
+    if architecture == "llama":
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "hidden_act": "silu",
+            "max_position_embeddings": 256,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": True,
+            "vocab_size": TINY_VOCABULARY,
+            "bos_token_id": 256,
+            "eos_token_id": 257,
+        }
+    return {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 24,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        "tie_word_embeddings": True,
+        "vocab_size": TINY_VOCABULARY,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+    }
+
+
+def tiny_tensors(architecture: Architecture, seed: int = 7) -> dict[str, np.ndarray]:
+    """Random float32 tensors under the names of the transformers library; the same everywhere for the same seed."""
+    c, rng = tiny_config(architecture), np.random.Generator(np.random.PCG64(seed))
+    hidden, feed = c["hidden_size"], c["intermediate_size"]
+    q, kv = c["num_attention_heads"] * c["head_dim"], c["num_key_value_heads"] * c["head_dim"]
+    centre = 1.0 if architecture == "llama" else 0.0
+
+    def matrix(rows: int, columns: int) -> np.ndarray:
+        return (rng.standard_normal((rows, columns)) * 1.5 / np.sqrt(columns)).astype(np.float32)
+
+    def norm(width: int) -> np.ndarray:
+        return (centre + rng.standard_normal(width) * 0.2).astype(np.float32)
+
+    tensors = {"model.embed_tokens.weight": matrix(TINY_VOCABULARY, hidden), "model.norm.weight": norm(hidden)}
+    for i in range(c["num_hidden_layers"]):
+        at = f"model.layers.{i}."
+        tensors |= {
+            f"{at}input_layernorm.weight": norm(hidden),
+            f"{at}post_attention_layernorm.weight": norm(hidden),
+            f"{at}self_attn.q_proj.weight": matrix(q, hidden),
+            f"{at}self_attn.k_proj.weight": matrix(kv, hidden),
+            f"{at}self_attn.v_proj.weight": matrix(kv, hidden),
+            f"{at}self_attn.o_proj.weight": matrix(hidden, q),
+            f"{at}mlp.gate_proj.weight": matrix(feed, hidden),
+            f"{at}mlp.up_proj.weight": matrix(feed, hidden),
+            f"{at}mlp.down_proj.weight": matrix(hidden, feed),
+        }
+        if architecture == "gemma3":
+            tensors |= {
+                f"{at}pre_feedforward_layernorm.weight": norm(hidden),
+                f"{at}post_feedforward_layernorm.weight": norm(hidden),
+                f"{at}self_attn.q_norm.weight": norm(c["head_dim"]),
+                f"{at}self_attn.k_norm.weight": norm(c["head_dim"]),
+            }
+    return tensors
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """One token a byte, and two control tokens."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = (b for b in range(256) if b not in printable)
+    characters = {b: chr(b) for b in printable} | {b: chr(0x100 + n) for n, b in enumerate(rest)}
+    tokenizer = Tokenizer(models.BPE(vocab={characters[b]: b for b in range(256)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<s>", "</s>")])
+    tokenizer.add_tokens([AddedToken(f"<spare{n}>", normalized=False) for n in range(TINY_VOCABULARY - 258)])
+    return tokenizer
+
+
+def write_tiny(
+    directory: Path,
+    architecture: Architecture = "llama",
+    *,
+    bfloat16: bool = False,
+    tensors: dict[str, np.ndarray] | None = None,
+) -> Path:
+    """Write a tiny model as people publish them: config.json, tokenizer.json, model.safetensors."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(tiny_config(architecture)))
+    (directory / "tokenizer.json").write_text(tiny_tokenizer().to_str())
+    if architecture == "llama":
+        (directory / "chat_template.jinja").write_text(TINY_TEMPLATE)
+    values = tensors or tiny_tensors(architecture)
+    if bfloat16:
+        halves = save({name: (v.view(np.uint32) >> 16).astype(np.uint16) for name, v in values.items()})
+        size = int.from_bytes(halves[:8], "little")
+        header = halves[8 : 8 + size].replace(b'"U16"', b'"BF16"')
+        (directory / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + halves[8 + size :])
+    else:
+        save_file(values, directory / "model.safetensors")
+    return directory
