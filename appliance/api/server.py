@@ -26,9 +26,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from appliance.api.caller import identify
-from appliance.api.errors import error_body
+from appliance.api.errors import error_body, error_response
 from appliance.config import Limits
-from appliance.errors import FileProblem, InvalidRequest, RequestTimeout, SkerryError, TooManyRequests
+from appliance.errors import FileProblem, InvalidRequest, RequestTimeout, RequestTooLarge, SkerryError, TooManyRequests
 from appliance.system.notify import notify, passed_sockets, watchdog_interval_s
 
 log = logging.getLogger("skerry.api")
@@ -237,9 +237,17 @@ class _Protocol(H11Protocol):
         self.transport.close()
 
 
+def _head_too_large() -> RequestTooLarge:
+    return RequestTooLarge(f"cannot read the request: its head has more than {MAX_HEAD_BYTES} bytes")
+
+
 def _with_caller(app: Any, caller: object) -> ASGIApp:
     async def called(scope: Scope, receive: Receive, send: Send) -> None:
         scope["skerry.caller"] = caller
-        await app(scope, receive, send)
+        # h11 bounds a head that is still coming; one that came in a single piece is measured here.
+        if sum(len(k) + len(v) for k, v in scope["headers"]) + len(scope["raw_path"]) > MAX_HEAD_BYTES:
+            await error_response(_head_too_large())(scope, receive, send)
+        else:
+            await app(scope, receive, send)
 
     return called

@@ -1,0 +1,1 @@
+"""The inference daemon, put together: models, jobs, routes, metrics."""

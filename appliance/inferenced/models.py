@@ -1,0 +1,238 @@
+"""Models in memory: loaded on demand, verified at every load, kept while somebody uses them.
+
+What this does NOT do: unload the least used model by itself when memory is short; it refuses to load another one.
+"""
+
+import asyncio
+import datetime
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from appliance.engine.session import Session
+from appliance.errors import InvalidRequest, ModelNotFound, SkerryError
+from appliance.models.package import TEMPLATE_FILE, TOKENIZER_FILE, VerifiedModel, open_verified
+from appliance.models.store import Store
+from appliance.models.template import ChatTemplate
+from appliance.models.tokenizer import Tokenizer
+from appliance.trust.keys import KeySet
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A model in memory. `retain` before each job, `release` after it."""
+
+    name: str
+    session: Session
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    loaded_at: datetime.datetime
+    load_s: float
+    requests: int = 0
+    _users: int = 1  # the host is one
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def retain(self) -> None:
+        """Keep the session open for a job."""
+        with self._lock:
+            if self._users == 0:
+                raise ModelNotFound(f"cannot use {self.name}: it was unloaded just now", hint="send the request again")
+            self._users += 1
+
+    def release(self) -> None:
+        """Give it back; the last one closes the session."""
+        with self._lock:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            self.session.close()
+
+
+class ModelHost:
+    """All models of one daemon, by name."""
+
+    def __init__(self, models_dir: Path, keys_dir: Path, threads: int | None) -> None:
+        """Look at nothing yet.
+
+        Args:
+            models_dir: installed packages.
+            keys_dir: trusted keys; read anew at every load, so that a revoked key is refused from then on.
+            threads: of each session.
+        """
+        self.store = Store(models_dir)
+        self._keys_dir = keys_dir
+        self._threads = threads
+        self._loaded: dict[str, Loaded] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._problems: dict[str, SkerryError] = {}
+
+    @property
+    def loaded(self) -> dict[str, Loaded]:
+        """Models in memory."""
+        return dict(self._loaded)
+
+    def preload(self, name: str) -> Loaded:
+        """Load a model before the event loop runs.
+
+        Raises:
+            as `get`.
+        """
+        self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    async def get(self, name: str | None) -> Loaded:
+        """Find a model, loading it if need be. None stands for the only one there is.
+
+        Raises:
+            ModelNotFound: it is not installed.
+            InvalidRequest: None, and there are several.
+            VerificationFailed, OutOfMemory: it may not, or cannot, be loaded.
+        """
+        name = name or self._only()
+        if name in self._loaded:
+            return self._loaded[name]
+        self.store.path(name)  # before a lock is made for a name that is none
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            if name not in self._loaded:
+                try:
+                    self._loaded[name] = await asyncio.to_thread(self._load, name)
+                except SkerryError as e:
+                    self._problems[name] = e
+                    raise
+                self._problems.pop(name, None)
+            return self._loaded[name]
+
+    def _only(self) -> str:
+        names = self.store.names()
+        if not names:
+            raise ModelNotFound("cannot answer: no model is installed", hint="install one, see `skerry model --help`")
+        if len(names) > 1:
+            raise InvalidRequest(
+                f"cannot choose a model: expected one of {', '.join(names)}", hint="name one in `model`", param="model"
+            )
+        return names[0]
+
+    def _verify(self, name: str) -> VerifiedModel:
+        return open_verified(self.store.path(name), KeySet.from_directory(self._keys_dir))
+
+    def _load(self, name: str) -> Loaded:
+        started = time.monotonic()
+        model = self._verify(name)
+        try:
+            card = model.card
+            tokenizer = Tokenizer(
+                bytes(model.files[TOKENIZER_FILE]), bos=card.tokens.bos if card.tokens.add_bos else None
+            )
+            template = None
+            if TEMPLATE_FILE in model.files:
+                words = {i: text for text, i in tokenizer.control.items()}
+                template = ChatTemplate(
+                    bytes(model.files[TEMPLATE_FILE]).decode("utf-8", "replace"),
+                    tokenizer,
+                    bos=words.get(card.tokens.bos, "") if card.tokens.bos is not None else "",
+                    eos=words.get(card.tokens.stop[0], "") if card.tokens.stop else "",
+                )
+            session = Session(model, self._threads)
+        except BaseException:
+            model.close()
+            raise
+        now = datetime.datetime.now(datetime.UTC)
+        return Loaded(name, session, tokenizer, template, now, time.monotonic() - started)
+
+    async def verify(self, name: str) -> dict[str, Any]:
+        """Verify an installed package as a load would, and describe it.
+
+        Raises:
+            ModelNotFound, VerificationFailed: as `get`.
+        """
+        try:
+            with await asyncio.to_thread(self._verify, name) as model:
+                described = {**self.describe(name), **_describe_package(model), "verified": True}
+        except SkerryError as e:
+            self._problems[name] = e
+            raise
+        self._problems.pop(name, None)
+        return {**described, "state": "loaded" if name in self._loaded else "installed", "problem": None}
+
+    def unload(self, name: str) -> dict[str, Any]:
+        """Forget a model; its memory comes back when its last answer is complete.
+
+        Raises:
+            ModelNotFound: it is not installed.
+        """
+        self.store.path(name)
+        loaded = self._loaded.pop(name, None)
+        if loaded is not None:
+            loaded.release()
+        return self.describe(name)
+
+    def close(self) -> None:
+        """Forget all models."""
+        for name in list(self._loaded):
+            self._loaded.pop(name).release()
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Describe an installed model by what is proven; what is not stays null.
+
+        Raises:
+            ModelNotFound: it is not installed.
+        """
+        self.store.path(name)
+        loaded, problem = self._loaded.get(name), self._problems.get(name)
+        described: dict[str, Any] = {
+            "name": name,
+            "state": "loaded" if loaded else "refused" if problem else "installed",
+            "problem": None
+            if problem is None
+            else {"kind": problem.kind, "message": problem.message, "hint": problem.hint},
+            **dict.fromkeys(_PACKAGE_FIELDS),
+            "loaded_at": None,
+            "load_s": None,
+            "requests": 0,
+        }
+        if loaded:
+            described |= _describe_package(loaded.session.model)
+            described |= {
+                "loaded_at": loaded.loaded_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
+                "load_s": round(loaded.load_s, 3),
+                "requests": loaded.requests,
+            }
+        return described
+
+
+_PACKAGE_FIELDS = (
+    "version",
+    "architecture",
+    "summary",
+    "quantization",
+    "context_length",
+    "chat",
+    "size_bytes",
+    "parameters",
+    "licence",
+    "key_id",
+    "root_digest",
+)
+
+
+def _describe_package(model: VerifiedModel) -> dict[str, Any]:
+    card = model.card
+    return {
+        "version": card.version,
+        "architecture": card.architecture,
+        "summary": card.summary,
+        "quantization": card.quantization.scheme,
+        "context_length": card.context_length,
+        "chat": card.chat,
+        "size_bytes": model.size_bytes,
+        "parameters": {
+            "total": card.parameters.total,
+            "embedding": card.parameters.embedding,
+            "effective": card.parameters.effective,
+        },
+        "licence": card.licence.id,
+        "key_id": model.key_id,
+        "root_digest": model.root_digest,
+    }
