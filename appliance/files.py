@@ -99,7 +99,10 @@ def publish_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     old = work.with_name(work.name + ".old")
     try:
         yield work
+        # Whatever the umask: readable by every daemon, writable by its owner only.
         work.chmod(0o755)
+        for path in work.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         sync_tree(work)
         if target.exists():
             target.rename(old)

@@ -67,6 +67,7 @@ def running(state_dir: Path, *, prefix: tuple[str, ...] = (), **changes: Any) ->
             stdout=out,
             stderr=out,
             env={k: v for k, v in os.environ.items() if not k.startswith("SKERRY_")},
+            start_new_session=True,
         )
     box = Box(state_dir, process, log)
     try:
@@ -74,11 +75,12 @@ def running(state_dir: Path, *, prefix: tuple[str, ...] = (), **changes: Any) ->
         yield box
     finally:
         if process.poll() is None:
-            process.terminate()
+            # The whole group: a prefix like strace would leave the daemon behind.
+            os.killpg(process.pid, signal.SIGTERM)
             try:
                 process.wait(60)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
 

@@ -1,0 +1,65 @@
+"""The Gemma 3 architecture (text): four norms a layer, norms on Q and K, GeGLU, five local layers to a global one.
+
+Local layers see a sliding window. They keep a full cache all the same, so that rewinding stays exact; the window only
+limits what they attend to.
+
+Source: Gemma 3 technical report (2025), and the configuration that Google publishes with the weights.
+"""
+
+import numpy as np
+
+from appliance.forge.graph import MS
+from appliance.forge.layers import Layers
+from appliance.forge.weights import Hyperparameters
+
+Shape = tuple[int, ...]
+
+
+def tensor_shapes(h: Hyperparameters, vocabulary: int) -> dict[str, Shape]:
+    """Name and shape of every tensor that must be there."""
+    q, kv = h.heads * h.head_dim, h.kv_heads * h.head_dim
+    shapes: dict[str, Shape] = {"token_embd.weight": (vocabulary, h.hidden), "output_norm.weight": (h.hidden,)}
+    for i in range(h.layers):
+        shapes |= {
+            f"blk.{i}.attn_norm.weight": (h.hidden,),
+            f"blk.{i}.attn_q.weight": (q, h.hidden),
+            f"blk.{i}.attn_k.weight": (kv, h.hidden),
+            f"blk.{i}.attn_v.weight": (kv, h.hidden),
+            f"blk.{i}.attn_q_norm.weight": (h.head_dim,),
+            f"blk.{i}.attn_k_norm.weight": (h.head_dim,),
+            f"blk.{i}.attn_output.weight": (h.hidden, q),
+            f"blk.{i}.post_attention_norm.weight": (h.hidden,),
+            f"blk.{i}.ffn_norm.weight": (h.hidden,),
+            f"blk.{i}.ffn_gate.weight": (h.feed_forward, h.hidden),
+            f"blk.{i}.ffn_up.weight": (h.feed_forward, h.hidden),
+            f"blk.{i}.ffn_down.weight": (h.hidden, h.feed_forward),
+            f"blk.{i}.post_ffw_norm.weight": (h.hidden,),
+        }
+    return shapes
+
+
+def optional_shapes(h: Hyperparameters, vocabulary: int) -> dict[str, Shape]:
+    """Tensors that may be missing: none."""
+    return {}
+
+
+def write(layers: Layers) -> None:
+    """Write the whole graph."""
+    h, g = layers.hyperparameters, layers.graph
+    scale = g.constant("embedding.scale", np.array(np.sqrt(h.hidden), np.float32))
+    residual = g.node("Mul", [layers.embedding(), scale])
+    x = layers.norm(residual, "blk.0.attn_norm")
+    for i in range(h.layers):
+        block = f"blk.{i}."
+        q, k, v = layers.split_heads(layers.linear(x, block + "attn_q", block + "attn_k", block + "attn_v"))
+        q = layers.norm_heads(q, h.heads, block + "attn_q_norm")
+        k = layers.norm_heads(k, h.kv_heads, block + "attn_k_norm")
+        attended = layers.linear(layers.attention(i, q, k, v), block + "attn_output")
+        attended = layers.norm(attended, block + "post_attention_norm")
+        x, residual = layers.add_norm(attended, residual, block + "ffn_norm")
+        gate = g.node("FastGelu", [layers.linear(x, block + "ffn_gate")], domain=MS)  # the tanh form, as in training
+        product = g.node("Mul", [gate, layers.linear(x, block + "ffn_up")])
+        out = layers.norm(layers.linear(product, block + "ffn_down"), block + "post_ffw_norm")
+        following = f"blk.{i + 1}.attn_norm" if i + 1 < h.layers else "output_norm"
+        x, residual = layers.add_norm(out, residual, following)
+    layers.head(x)

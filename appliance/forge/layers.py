@@ -1,0 +1,239 @@
+"""The pieces that the architectures share, as nodes of the graph contract between forge and engine.
+
+Inputs:   input_ids int64 [batch, sequence]
+          seqlens_k int32 [batch]             tokens in the cache after this run, less one
+          total_sequence_length int32 []      the longest row of the batch, after this run
+          logit_rows int64 [rows]             which positions get logits: flat indices into batch * sequence
+          past_key_values.{i}.key, .value     float32 [batch, kv_heads, capacity, head_dim]
+Outputs:  logits float32 [rows, vocabulary]
+          present.{i}.key, .value             bound to the same buffers as the past: updated in place
+
+The embedding table is in the file once; the head reads the same bytes.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from appliance.files import Progress, no_progress
+from appliance.forge.graph import MS, Graph, floats, ints
+from appliance.forge.quantize import BITS, BLOCK, Quantized, Scheme, quantize
+from appliance.forge.weights import Hyperparameters, Weights
+
+_ACCURACY_INT8 = 4  # MatMulNBits: activations rounded to 8 bits a block; level 0 is many times slower
+
+
+class Layers:
+    """Writes layers of one model into a graph.
+
+    Args:
+        context_length: rows of the rotary tables, hence the longest sequence.
+        scheme: of the linear layers; embedding and head have 8 bits, unless it is "f32".
+    """
+
+    def __init__(
+        self, graph: Graph, weights: Weights, scheme: Scheme, context_length: int, progress: Progress = no_progress
+    ) -> None:
+        self.graph = graph
+        self.weights = weights
+        self.hyperparameters: Hyperparameters = weights.hyperparameters
+        self._scheme = scheme
+        self._context_length = context_length
+        self._progress = progress
+        self._written: set[str] = set()
+        self._vocabulary = weights.shapes["token_embd.weight"][0]
+
+    def embedding(self) -> str:
+        """Look the input tokens up: [batch, sequence, hidden]."""
+        name, g = "token_embd.weight", self.graph
+        if self._scheme == "f32":
+            self._report(name)
+            g.stream(name, np.float32, self.weights.shapes[name], self.weights.chunks(name))
+            return g.node("Gather", [name, "input_ids"])
+        if "output.weight" in self.weights.shapes:
+            self._store_quantized(name, [name], "q8", table=True)
+            table = f"{name}.q"
+        else:  # the head reads the same bytes, in blocks
+            self._store_quantized(name, [name], "q8")
+            table = g.alias("token_embd.table", f"{name}.q", self.weights.shapes[name])
+        return g.node(
+            "GatherBlockQuantized",
+            [table, "input_ids", f"{name}.scale"],
+            domain=MS,
+            bits=8,
+            block_size=BLOCK,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
+    def head(self, x: str) -> None:
+        """Compute `logits` for the rows that are asked for, and write the file."""
+        g, hidden = self.graph, self.hyperparameters.hidden
+        flat = g.node("Reshape", [x, g.constant("shape.flat", np.array([-1, hidden], np.int64))])
+        rows = g.node("Gather", [flat, "logit_rows"])
+        name = "output.weight" if "output.weight" in self.weights.shapes else "token_embd.weight"
+        if self._scheme == "f32":
+            if name == "output.weight":
+                g.stream(name, np.float32, self.weights.shapes[name], self.weights.chunks(name))
+            g.node_with_outputs("Gemm", [rows, name], ["logits"], transB=1)
+        else:
+            if name == "output.weight":
+                self._store_quantized(name, [name], "q8")
+            self._matmul(rows, name, (self._vocabulary, hidden), "q8", output="logits")
+        g.save(self._inputs(), self._outputs())
+
+    def linear(self, x: str, *names: str) -> str:
+        """Multiply by one matrix, or by several that read the same input: their outputs stand side by side."""
+        full = [f"{n}.weight" for n in names]
+        joined = full[0] if len(full) == 1 else "+".join(names) + ".weight"
+        outputs = sum(self.weights.shapes[n][0] for n in full)
+        inputs = self.weights.shapes[full[0]][1]
+        if self._scheme == "f32":
+            self._report(*full)
+            matrix = np.concatenate([self.weights.read(n) for n in full])
+            return self.graph.node("MatMul", [x, self.graph.constant(joined, matrix.T)])
+        self._store_quantized(joined, full, self._scheme)
+        return self._matmul(x, joined, (outputs, inputs), self._scheme)
+
+    def norm(self, x: str, name: str) -> str:
+        """RMS norm over the last axis."""
+        return self.graph.node(
+            "SimplifiedLayerNormalization",
+            [x, self._vector(name)],
+            axis=-1,
+            epsilon=self.hyperparameters.norm_epsilon,
+            stash_type=1,
+        )
+
+    def add_norm(self, x: str, residual: str, name: str) -> tuple[str, str]:
+        """Add to the residual stream and norm the sum: (normed, sum)."""
+        normed, total = f"{name}.normed", f"{name}.residual"
+        # The stream ends at the last norm: nobody reads its sum, and an output that nobody reads costs a buffer.
+        outputs = [normed] if name == "output_norm" else [normed, "", "", total]
+        self.graph.node_with_outputs(
+            "SkipSimplifiedLayerNormalization",
+            [x, residual, self._vector(name)],
+            outputs,
+            domain=MS,
+            epsilon=self.hyperparameters.norm_epsilon,
+        )
+        return normed, total
+
+    def split_heads(self, qkv: str) -> tuple[str, str, str]:
+        """Cut the joined projections into Q, K and V."""
+        h = self.hyperparameters
+        widths = [h.heads * h.head_dim, h.kv_heads * h.head_dim, h.kv_heads * h.head_dim]
+        sizes = self.graph.constant("split.qkv", np.array(widths, np.int64))
+        names = [f"{qkv}.{part}" for part in "qkv"]
+        q, k, v = self.graph.node_with_outputs("Split", [qkv, sizes], names, axis=-1)
+        return q, k, v
+
+    def norm_heads(self, x: str, heads: int, name: str) -> str:
+        """RMS norm over every head: [batch, sequence, heads * head_dim], before the rotation."""
+        g, width = self.graph, self.hyperparameters.head_dim
+        apart = g.constant(f"shape.{heads}_heads", np.array([0, 0, heads, width], np.int64))
+        joined = g.constant(f"shape.{heads}_joined", np.array([0, 0, heads * width], np.int64))
+        return g.node("Reshape", [self.norm(g.node("Reshape", [x, apart]), name), joined])
+
+    def attention(self, layer: int, q: str, k: str = "", v: str = "") -> str:
+        """Rotate, append to the cache, attend. With Q alone, Q is the three projections side by side."""
+        h = self.hyperparameters
+        local = h.is_local(layer)
+        theta = h.rope_theta_local if local and h.rope_theta_local is not None else h.rope_theta
+        cos, sin = self._rotary(theta)
+        past = [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
+        outputs = [f"attention.{layer}", f"present.{layer}.key", f"present.{layer}.value"]
+        self.graph.node_with_outputs(
+            "GroupQueryAttention",
+            [q, k, v, *past, "seqlens_k", "total_sequence_length", cos, sin],
+            outputs,
+            domain=MS,
+            num_heads=h.heads,
+            kv_num_heads=h.kv_heads,
+            do_rotary=1,
+            scale=h.attention_scale or float(h.head_dim**-0.5),
+            local_window_size=h.sliding_window if local and h.sliding_window else -1,
+        )
+        return outputs[0]
+
+    def _rotary(self, theta: float) -> tuple[str, str]:
+        """Tables of cosines and sines: [context_length, head_dim / 2] each; computed in float64."""
+        width = self.hyperparameters.head_dim
+        frequency = theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+        angle = np.arange(self._context_length, dtype=np.float64)[:, None] * frequency
+        g, key = self.graph, f"{theta:g}"
+        return (
+            g.constant(f"cos.{key}", np.cos(angle).astype(np.float32)),
+            g.constant(f"sin.{key}", np.sin(angle).astype(np.float32)),
+        )
+
+    def _report(self, *names: str) -> None:
+        self._written.update(names)
+        self._progress(f"writing weights ({self._scheme})", len(self._written) / len(self.weights.shapes))
+
+    def _vector(self, name: str) -> str:
+        self._report(f"{name}.weight")
+        return self.graph.constant(f"{name}.weight", self.weights.read(f"{name}.weight"))
+
+    def _store_quantized(self, joined: str, names: Sequence[str], scheme: Scheme, *, table: bool = False) -> None:
+        """Write values, scales and zero points of one or several matrices, one under the other.
+
+        The three go to different places of the file, so each chunk is quantized once and only its (small) scales and
+        zero points are kept until its values are written.
+        """
+        outputs = sum(self.weights.shapes[n][0] for n in names)
+        blocks = self.weights.shapes[names[0]][1] // BLOCK
+        self._report(*names)
+        rest: list[Quantized] = []
+
+        def packed() -> Iterator[np.ndarray]:
+            for name in names:
+                for chunk in self.weights.chunks(name):
+                    q = quantize(chunk, scheme)
+                    rest.append(Quantized(q.packed[:0], q.scales, q.zero_points))
+                    yield q.packed
+
+        width = BLOCK * BITS[scheme] // 8
+        shape = (outputs, blocks * width) if table else (outputs, blocks, width)
+        self.graph.stream(f"{joined}.q", np.uint8, shape, packed())
+        self.graph.constant(f"{joined}.scale", np.concatenate([q.scales for q in rest]))
+        zero_points = [q.zero_points for q in rest if q.zero_points is not None]
+        if zero_points:
+            self.graph.constant(f"{joined}.zero", np.concatenate(zero_points))
+
+    def _matmul(self, x: str, name: str, shape: tuple[int, int], scheme: Scheme, output: str | None = None) -> str:
+        outputs, inputs = shape
+        zero = [f"{name}.zero"] if scheme == "q4" else []
+        attributes = {
+            "N": outputs,
+            "K": inputs,
+            "bits": BITS[scheme],
+            "block_size": BLOCK,
+            "accuracy_level": _ACCURACY_INT8,
+        }
+        operands = [x, f"{name}.q", f"{name}.scale", *zero]
+        if output is None:
+            return self.graph.node("MatMulNBits", operands, domain=MS, **attributes)
+        return self.graph.node_with_outputs("MatMulNBits", operands, [output], domain=MS, **attributes)[0]
+
+    def _cache(self, prefix: str) -> list[str]:
+        return [f"{prefix}.{i}.{part}" for i in range(self.hyperparameters.layers) for part in ("key", "value")]
+
+    def _inputs(self) -> list[object]:
+        h = self.hyperparameters
+        shape = ("batch", h.kv_heads, "capacity", h.head_dim)
+        return [
+            ints("input_ids", ("batch", "sequence"), bits=64),
+            ints("seqlens_k", ("batch",), bits=32),
+            ints("total_sequence_length", (), bits=32),
+            ints("logit_rows", ("rows",), bits=64),
+            *(floats(name, shape) for name in self._cache("past_key_values")),
+        ]
+
+    def _outputs(self) -> list[object]:
+        h = self.hyperparameters
+        shape = ("batch", h.kv_heads, "capacity", h.head_dim)
+        return [
+            floats("logits", ("rows", self._vocabulary)),
+            *(floats(name, shape) for name in self._cache("present")),
+        ]

@@ -1,0 +1,168 @@
+"""Block quantization of weight matrices, in the layouts that onnxruntime's MatMulNBits and GatherBlockQuantized read.
+
+A matrix of shape (rows, columns) is cut into blocks of `BLOCK` neighbouring columns; each block has one float32 scale
+and, in the asymmetric form, one zero point:  w = (q - zero_point) * scale.
+
+    q8   8 bits, symmetric: q in 1..255 around 128
+    q4   4 bits, asymmetric: q in 0..15 around a zero point of its own
+    q4s  4 bits, symmetric: q in 0..15 around 8
+
+What this does NOT do: look at activations (no calibration data is needed, and none can leak into a package).
+
+Source: the operators' definitions in onnxruntime's contrib operator documentation, domain com.microsoft. The search for
+4-bit scales is the usual alternation of rounding and least squares.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scheme = Literal["f32", "q8", "q4", "q4s"]
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+BLOCK = 32
+DESCRIPTIONS: dict[Scheme, str] = {
+    "f32": "float32, not quantized",
+    "q8": "8 bits, symmetric, one float32 scale for 32 weights",
+    "q4": "4 bits, asymmetric, one float32 scale and one zero point for 32 weights; embedding and head 8 bits",
+    "q4s": "4 bits, symmetric, one float32 scale for 32 weights; embedding and head 8 bits",
+}
+BITS: dict[Scheme, int] = {"f32": 32, "q8": 8, "q4": 4, "q4s": 4}
+
+_TINY = np.float32(1e-8)  # the scale of a block of zeros: any positive number does, a zero would divide
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Some rows of a quantized matrix.
+
+    Attributes:
+        packed: uint8, shape (rows, blocks, BLOCK * bits / 8); two 4-bit values a byte, the first one in the low half.
+        scales: float32, shape (rows, blocks).
+        zero_points: uint8, shape (rows, ceil(blocks / 2)), packed as above; None if symmetric.
+    """
+
+    packed: Bytes
+    scales: Floats
+    zero_points: Bytes | None
+
+
+def quantize(weights: Floats, scheme: Scheme) -> Quantized:
+    """Quantize rows of a matrix.
+
+    Args:
+        weights: float32, shape (rows, columns); columns a multiple of BLOCK.
+        scheme: any but "f32".
+    Raises:
+        ValueError: the columns are not whole blocks, or the scheme does not quantize.
+    """
+    rows, columns = weights.shape
+    if columns % BLOCK:
+        raise ValueError(f"{columns} columns are not whole blocks of {BLOCK}")
+    blocks = weights.reshape(rows, columns // BLOCK, BLOCK)
+    if scheme == "q8":
+        return _symmetric_8(blocks)
+    if scheme == "q4":
+        return _asymmetric_4(blocks)
+    if scheme == "q4s":
+        return _symmetric_4(blocks)
+    raise ValueError(f"{scheme} does not quantize")
+
+
+def dequantize(quantized: Quantized, scheme: Scheme) -> Floats:
+    """Give back what the operators will compute with: float32, shape (rows, columns)."""
+    rows, blocks, _ = quantized.packed.shape
+    if scheme == "q8":
+        q = quantized.packed.astype(np.float32)
+        zero: Floats = np.float32(128) * np.ones((rows, blocks), np.float32)
+    else:
+        q = _unpack(quantized.packed).astype(np.float32)
+        zero = np.full((rows, blocks), 8, np.float32)
+        if quantized.zero_points is not None:
+            zero = _unpack(quantized.zero_points)[:, :blocks].astype(np.float32)
+    return ((q - zero[..., None]) * quantized.scales[..., None]).reshape(rows, -1)
+
+
+def _symmetric_8(blocks: Floats) -> Quantized:
+    scales = np.maximum(np.abs(blocks).max(-1) / np.float32(127), _TINY)
+    q = np.rint(blocks / scales[..., None]) + np.float32(128)
+    return Quantized(q.astype(np.uint8), scales, None)
+
+
+def _symmetric_4(blocks: Floats) -> Quantized:
+    """Try several ranges a block and keep the one with the least squared error.
+
+    The extreme value goes to -8, the end of the range that has one step more; hence its sign goes into the scale.
+    """
+    at = np.abs(blocks).argmax(-1)[..., None]
+    extreme = np.take_along_axis(blocks, at, -1)[..., 0]
+    zero = np.full(extreme.shape, 8, np.float32)
+    best: _Fit | None = None
+    for steps in (8.0, 7.5, 7.0, 8.5):
+        scales = -extreme / np.float32(steps)
+        best = _better(best, _fit(blocks, np.where(scales == 0, _TINY, scales), zero))
+    assert best is not None  # noqa: S101 - the loop ran
+    return Quantized(_pack(best.q), best.scales, None)
+
+
+def _asymmetric_4(blocks: Floats) -> Quantized:
+    """Try several ranges and both neighbouring zero points a block, and keep the one with the least squared error."""
+    low = np.minimum(blocks.min(-1), 0)
+    high = np.maximum(blocks.max(-1), 0)
+    best: _Fit | None = None
+    for shrink in (1.0, 0.95, 0.9):
+        scales = np.maximum((high - low) * np.float32(shrink / 15), _TINY)
+        ideal = -low * np.float32(shrink) / scales
+        for zero in (np.floor(ideal), np.ceil(ideal)):
+            best = _better(best, _fit(blocks, scales, np.clip(zero, 0, 15)))
+    assert best is not None  # noqa: S101 - the loop ran
+    return Quantized(_pack(best.q), best.scales, _pack(best.zero))
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """One candidate for all blocks: values, scales, zero points and the squared error of each block."""
+
+    q: Floats
+    scales: Floats
+    zero: Floats
+    error: Floats
+
+
+def _fit(blocks: Floats, scales: Floats, zero: Floats) -> _Fit:
+    """Round, then choose the scale that is best for the rounded values (least squares)."""
+    q = np.clip(np.rint(blocks / scales[..., None]) + zero[..., None], 0, 15)
+    centred = q - zero[..., None]
+    refined = (blocks * centred).sum(-1) / np.maximum((centred * centred).sum(-1), _TINY)
+    refined = np.where(refined == 0, _TINY, refined).astype(np.float32)
+    error = np.square(blocks - centred * refined[..., None]).sum(-1)
+    return _Fit(q, refined, zero, error)
+
+
+def _better(one: _Fit | None, other: _Fit) -> _Fit:
+    if one is None:
+        return other
+    take = other.error < one.error
+    return _Fit(
+        np.where(take[..., None], other.q, one.q),
+        np.where(take, other.scales, one.scales),
+        np.where(take, other.zero, one.zero),
+        np.where(take, other.error, one.error),
+    )
+
+
+def _pack(values: Floats) -> Bytes:
+    """Two values of 0..15 a byte along the last axis, the first in the low half; an odd tail is filled with 0."""
+    q = values.astype(np.uint8)
+    if q.shape[-1] % 2:
+        q = np.concatenate([q, np.zeros((*q.shape[:-1], 1), np.uint8)], -1)
+    return q[..., 0::2] | (q[..., 1::2] << np.uint8(4))
+
+
+def _unpack(packed: Bytes) -> Bytes:
+    both = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], -1)
+    return both.reshape(*packed.shape[:-1], -1)

@@ -1,0 +1,202 @@
+"""Damaged, foreign and hostile weights are refused with the reason, before anything is allocated or left behind."""
+
+import contextlib
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from appliance.errors import BuildError, SkerryError
+from appliance.forge.build import build
+from appliance.forge.weights import open_weights
+from tests.fakes import tiny_gguf
+from tests.fakes.built_models import tiny_config, tiny_recipe, tiny_tensors, write_tiny
+
+
+def refused(tmp_path: Path, weights: Path, words: str, **recipe: Any) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(SkerryError, match=words) as caught:
+        build(tiny_recipe(tmp_path / "recipe", **recipe), out, weights=weights, evaluate=False)
+    assert caught.value.message.startswith("cannot ")
+    assert not out.exists() or not list(out.iterdir())
+
+
+def patch(at: int, data: bytes) -> Callable[[bytes], bytes]:
+    return lambda whole: whole[:at] + data + whole[at + len(data) :]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda b: b"", "tiny.gguf"),
+        (lambda b: b[:3], "in the middle of its header"),
+        (lambda b: b[:100], "in the middle of its header"),
+        (lambda b: b[: len(b) // 2], "tensor .* ends at"),
+        (lambda b: b[:-100], "tensor .* ends at"),
+        (patch(0, b"GGML"), "not a GGUF file"),
+        (patch(4, struct.pack("<I", 2)), "GGUF version 2, expected 3"),
+        (patch(8, struct.pack("<Q", 1 << 60)), "claims .* tensors"),
+        (patch(16, struct.pack("<Q", 1 << 60)), "claims .* fields"),
+        (patch(24, struct.pack("<Q", 1 << 62)), "in the middle of its header"),
+        (patch(32, b"\xff\xfe"), "not UTF-8"),
+        (lambda b: b.replace(b"llama.block_count", b"llama.block_cxunt"), "block_count: it is missing"),
+    ],
+)
+def test_damaged_gguf_is_refused(tmp_path: Path, spoil: Callable[[bytes], bytes], words: str) -> None:
+    """Truncation anywhere, absurd counts, wrong magic: a BuildError, and nothing left behind."""
+    path = tiny_gguf.write(tmp_path / "tiny.gguf")
+    path.write_bytes(spoil(path.read_bytes()))
+    refused(tmp_path, path, words)
+
+
+def test_every_truncation_of_a_gguf_is_a_clean_error(tmp_path: Path) -> None:
+    """No length of the file makes the reader fail in another way."""
+    whole = tiny_gguf.write(tmp_path / "whole.gguf").read_bytes()
+    path = tmp_path / "cut.gguf"
+    for size in [*range(0, 2000, 97), *range(2000, len(whole), 7919)]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(BuildError):
+            open_weights(path)
+
+
+def test_every_flipped_header_byte_of_a_gguf_is_an_error_or_harmless(tmp_path: Path) -> None:
+    """A header byte that is changed never gets past the reader as another exception than ours."""
+    whole = tiny_gguf.write(tmp_path / "whole.gguf").read_bytes()
+    path = tmp_path / "flipped.gguf"
+    rng = np.random.default_rng(5)
+    for at in rng.integers(0, 6000, 300):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ int(rng.integers(1, 256))]) + whole[at + 1 :])
+        with contextlib.suppress(BuildError):
+            open_weights(path).close()
+
+
+def header(entries: dict[str, Any], size: int | None = None) -> bytes:
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text) if size is None else size) + text
+
+
+def entry(shape: list[int], start: int, stop: int, dtype: str = "F32") -> dict[str, Any]:
+    return {"w": {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "0 bytes"),
+        (b"123", "3 bytes"),
+        (header({}, 1 << 63), "its header claims 9223372036854775808 bytes"),
+        (header({}, 3), "its header claims 3 bytes"),
+        (struct.pack("<Q", 4) + b"[[[[", "its header is not"),
+        (struct.pack("<Q", 100_000) + b'{"a":' + b"[" * 99_995, "its header is not"),
+        (header(entry([4], 0, 16)) + b"\0" * 15, "lies at 0 to 16"),
+        (header(entry([4], 0, 12)) + b"\0" * 16, "expected 16 bytes"),
+        (header(entry([4], -16, 0)) + b"\0" * 16, "lies at -16"),
+        (header(entry([1 << 33, 1 << 33], 0, 0)), "lies at 0 to 0"),
+        (header(entry([-1], 0, 16)) + b"\0" * 16, "shape"),
+        (header(entry([4], 0, 4, "I8")) + b"\0" * 4, "is I8, expected F32"),
+        (header({"w": {"dtype": "F32", "shape": [1]}}), "its header is not"),
+        (header({"w": 1}), "its header is not"),
+    ],
+)
+def test_damaged_safetensors_are_refused(tmp_path: Path, data: bytes, words: str) -> None:
+    """Lengths that do not fit, headers that lie, JSON that nests without end."""
+    source = write_tiny(tmp_path / "source")
+    (source / "model.safetensors").write_bytes(data)
+    refused(tmp_path, source, words)
+
+
+def without(name: str) -> dict[str, np.ndarray]:
+    return {n: t for n, t in tiny_tensors("llama").items() if n != name}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        (without("model.layers.1.mlp.up_proj.weight"), "lacks tensors: blk.1.ffn_up.weight"),
+        (without("model.embed_tokens.weight"), "no embedding table"),
+        (tiny_tensors("llama") | {"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)}, "unknown tensors"),
+        (tiny_tensors("llama") | {"model.norm.weight": np.zeros(32, np.float32)}, "has the shape"),
+        (
+            tiny_tensors("llama") | {"model.layers.2.mlp.up_proj.weight": np.zeros((1, 1), np.float32)},
+            "unknown tensors",
+        ),
+    ],
+)
+def test_other_tensors_than_the_architectures_are_refused(
+    tmp_path: Path, tensors: dict[str, np.ndarray], words: str
+) -> None:
+    """A missing, an additional or a misshapen tensor: the model would still answer, only worse."""
+    refused(tmp_path, write_tiny(tmp_path / "source", tensors=tensors), words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "mamba"}, "architecture is 'mamba', expected llama"),
+        ({"model_type": None}, "model_type: it is missing"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "scaled"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"num_key_value_heads": 3}, "expected a multiple"),
+        ({"hidden_size": "64"}, "hidden_size: it is '64'"),
+        ({"num_hidden_layers": -1}, "layers is -1"),
+        ({"max_position_embeddings": 128}, "context is 256 tokens, expected at most 128"),
+        ({"model_type": "gemma3_text"}, "hidden_activation|expected llama|query"),
+    ],
+)
+def test_other_configurations_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    """Settings that would change the computation, and numbers that make no sense."""
+    source = write_tiny(tmp_path / "source")
+    (source / "config.json").write_text(json.dumps(tiny_config("llama") | changes))
+    refused(tmp_path, source, words)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", '{"a":' * 5000])
+def test_a_config_that_is_no_object_is_refused(tmp_path: Path, content: str) -> None:
+    """JSON of another kind, or none."""
+    source = write_tiny(tmp_path / "source")
+    (source / "config.json").write_text(content)
+    refused(tmp_path, source, "config.json")
+
+
+def test_gguf_of_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    """By name, with what would be accepted."""
+    path = tiny_gguf.write(tmp_path / "tiny.gguf", name="mamba")
+    refused(tmp_path, path, "architecture is 'mamba', expected llama or gemma3")
+
+
+def test_gguf_with_a_missing_or_unknown_tensor_is_refused(tmp_path: Path) -> None:
+    """The same rules for both formats."""
+    refused(tmp_path, tiny_gguf.write(tmp_path / "a.gguf", leave_out="blk.0.ffn_norm.weight"), "lacks tensors")
+    extra = {"rope_freqs.weight": np.ones(8, np.float32)}
+    refused(tmp_path, tiny_gguf.write(tmp_path / "b.gguf", extra=extra), "unknown tensors: rope_freqs.weight")
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    """A path that is not there, and a folder without weights."""
+    refused(tmp_path, tmp_path / "nothing", "no such file or directory")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path, tmp_path / "empty", r"no \*\.safetensors")
+
+
+def test_recipe_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    """The recipe says what the weights must be."""
+    refused(tmp_path, write_tiny(tmp_path / "source", "gemma3"), "it is gemma3, expected llama")
+
+
+def test_token_that_the_tokenizer_lacks_is_refused(tmp_path: Path) -> None:
+    """A recipe for another tokenizer would never stop."""
+    tokens = {"bos": "<s>", "add_bos": True, "stop": ["<|im_end|>"]}
+    refused(tmp_path, write_tiny(tmp_path / "source"), "no token '<|im_end|>'".replace("|", r"\|"), tokens=tokens)
+
+
+def test_chat_model_without_a_template_is_refused(tmp_path: Path) -> None:
+    """A chat model's package must be able to chat."""
+    source = write_tiny(tmp_path / "source")
+    (source / "chat_template.jinja").unlink()
+    refused(tmp_path, source, "no chat template")
