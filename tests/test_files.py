@@ -72,7 +72,7 @@ def test_failed_directory_leaves_nothing(tmp_path: Path) -> None:
     """When the block fails, nothing new is there, and what was there is unchanged."""
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "precious").write_text("1")
-    with pytest.raises(RuntimeError), publish_directory(tmp_path / "d", replace=True) as work:
+    with pytest.raises(RuntimeError), publish_directory(tmp_path / "d", replace=True) as work:  # noqa: PT012
         (work / "half").write_text("x")
         raise RuntimeError
     assert os.listdir(tmp_path) == ["d"]
