@@ -1,0 +1,1 @@
+"""The command `skerry`: one module a noun; the only package that prints or exits."""

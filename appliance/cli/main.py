@@ -1,0 +1,114 @@
+"""The command `skerry`: its nouns, global options, and the one place where errors become messages and exit codes.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 denied, 4 refused by policy, 5 verification failed, 130 stopped by Ctrl-C.
+Everything heavy is imported inside the commands: `skerry --help` must come at once.
+"""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from appliance import __version__
+from appliance.cli import ask, chat, doctor, key, model, output, serve, status
+from appliance.cli.box import Box
+from appliance.errors import SkerryError
+
+app = typer.Typer(
+    name="skerry",
+    no_args_is_help=True,
+    # Plain help: it costs few bytes and a quarter of the time, and reads well on any terminal and aloud.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(short_help="Ask a model one question.")(ask.ask)
+app.command()(chat.chat)
+app.command(short_help="Show what the daemon does, and its models.")(status.status)
+app.command(short_help="Check this machine, and how to mend it.")(doctor.doctor)
+app.command()(serve.serve)
+app.add_typer(model.app, name="model")
+app.add_typer(key.app, name="key")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        output.emit(f"skerry {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    ctx: typer.Context,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A box in a folder, run by hand. [env: SKERRY_STATE_DIR]"),
+    ] = None,
+    socket: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The daemon's socket. [env: SKERRY_SOCKET]")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where errors arise. [env: SKERRY_DEBUG=1]")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Small language models on this machine, verified at every load, never online."""
+    if debug:
+        os.environ["SKERRY_DEBUG"] = "1"  # also for what this command starts
+    ctx.obj = Box(state_dir, socket)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; errors become messages on stderr.
+
+    Returns:
+        the exit code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal's encoding lacks must not end the command.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        code = _invoke(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough (`| head`). Python's own flush at exit must not fail on it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1
+    return code
+
+
+def _invoke(arguments: list[str]) -> int:
+    try:
+        app(arguments, prog_name="skerry")
+    except SystemExit as e:  # how the parser reports usage errors, help and typer.Exit
+        return e.code if isinstance(e.code, int) else 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        raise
+    except SkerryError as e:
+        _show_details()
+        output.report(e)
+        return e.exit_code
+    except Exception as e:  # noqa: BLE001  the last resort: a defect, told without a traceback
+        _show_details()
+        output.note(f"skerry: internal error: {type(e).__name__}: {e}")
+        output.note("hint: run it again with SKERRY_DEBUG=1 set, and report what it prints")
+        return 1
+    return 0
+
+
+def _show_details() -> None:
+    if os.environ.get("SKERRY_DEBUG") == "1":
+        import traceback
+
+        output.note(traceback.format_exc())

@@ -1,0 +1,207 @@
+"""What the daemon says, as frozen values.
+
+Unknown fields are ignored and missing ones have defaults, so that an old client understands a newer daemon and a new
+client an older one. Nothing here is proof of anything: the values are what the process behind the socket chose to send.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One turn of a conversation."""
+
+    role: str
+    """`system`, `user` or `assistant`."""
+    content: str
+
+
+class Options(TypedDict, total=False):
+    """What a request may ask for; a field that is left out takes the default of the model's card."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[str, float]
+    seed: int
+    stop: str | list[str]
+    n: int
+    logprobs: bool | int
+    """True for chats, the number of alternatives for completions: as the OpenAI API has it."""
+    top_logprobs: int
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens that a request took."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a request's time went, measured by the daemon."""
+
+    queue_s: float | None = None
+    prompt_s: float | None = None
+    first_token_s: float | None = None
+    decode_s: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    decode_tokens_per_s: float | None = None
+    prompt_tokens_per_s: float | None = None
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the `n` texts that were asked for."""
+
+    index: int = 0
+    text: str = ""
+    finish_reason: str | None = None
+    """`stop`, `length` or another reason of the daemon's; None while the answer is not complete."""
+    logprobs: dict[str, Any] | None = None
+    """As the OpenAI API has it; None unless asked for."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model said."""
+
+    choices: tuple[Choice, ...]
+    model: str = ""
+    id: str = ""
+    usage: Usage | None = None
+    timings: Timings | None = None
+
+    @property
+    def text(self) -> str:
+        """The first choice's text."""
+        return self.choices[0].text
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the first choice ended; None if it did not."""
+        return self.choices[0].finish_reason
+
+
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of an answer, as it arrives."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    index: int = 0
+    logprobs: dict[str, Any] | None = None
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """Why the daemon will not use a model."""
+
+    kind: str = "error"
+    message: str = ""
+    hint: str | None = None
+
+
+class ParameterCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's size in parameters; effective is what is left without the embedding table."""
+
+    total: int = 0
+    embedding: int = 0
+    effective: int = 0
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One installed model. What only a verified card can tell is None until the daemon has verified it."""
+
+    name: str
+    state: str = "installed"
+    """`loaded`, `installed` (not verified yet) or `refused` (see `problem`)."""
+    problem: Problem | None = None
+    version: str | None = None
+    architecture: str | None = None
+    summary: str | None = None
+    quantization: str | None = None
+    context_length: int | None = None
+    chat: bool | None = None
+    size_bytes: int | None = None
+    parameters: ParameterCounts | None = None
+    licence: str | None = None
+    key_id: str | None = None
+    root_digest: str | None = None
+    loaded_at: str | None = None
+    load_s: float | None = None
+    requests: int | None = None
+    verified: bool | None = None
+    """True in the answer to `verify`."""
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who the daemon takes this client for, from the kernel's peer credentials."""
+
+    uid: int | None = None
+    gid: int | None = None
+    pid: int | None = None
+    unit: str | None = None
+    roles: tuple[str, ...] = ()
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """The daemon's memory."""
+
+    resident_bytes: int | None = None
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests that the daemon admits at the same time."""
+
+    running: int | None = None
+    queued: int | None = None
+    per_caller: int | None = None
+
+
+class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests now, and since the daemon started."""
+
+    running: int = 0
+    queued: int = 0
+    total: int = 0
+    rejected: int = 0
+    cancelled: int = 0
+
+
+class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens read and written since the daemon started."""
+
+    prompt: int = 0
+    generated: int = 0
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The daemon at a glance."""
+
+    version: str = "?"
+    state: str = "?"
+    """`ready` or `draining`."""
+    started_at: str | None = None
+    uptime_s: float | None = None
+    pid: int | None = None
+    socket: str | None = None
+    caller: Caller = Caller()
+    memory: Memory = Memory()
+    threads: int | None = None
+    limits: Limits = Limits()
+    requests: RequestCounts = RequestCounts()
+    tokens: TokenCounts = TokenCounts()
+    models: tuple[ModelInfo, ...] = ()
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Whether the daemon takes requests."""
+
+    status: str
+    """`ok` or `draining`."""
