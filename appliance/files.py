@@ -9,6 +9,7 @@ What this does NOT protect against: a disk that lies about fsync, and another pr
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,7 +125,10 @@ def read_limited(path: Path, limit_bytes: int) -> bytes:
         FileProblem: it is missing, not readable, not a regular file or larger than `limit_bytes`.
     """
     try:
-        with path.open("rb") as f:
+        # Not to hang on a FIFO: without a writer, a plain open would wait for one.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as f:
+            if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+                raise FileProblem(f"cannot read {path}: not a regular file", hint="is this the right file?")
             data = f.read(limit_bytes + 1)
     except OSError as e:
         raise FileProblem(f"cannot read {path}: {e.strerror}", hint="check the path and its permissions") from e

@@ -93,3 +93,11 @@ def test_large_and_missing_files_are_refused(tmp_path: Path) -> None:
         read_limited(tmp_path / "f", 10)
     with pytest.raises(FileProblem, match="No such file"):
         read_limited(tmp_path / "g", 10)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    """A FIFO without a writer would make a reader wait for ever; a folder is no file either."""
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", tmp_path):
+        with pytest.raises(FileProblem, match=r"not a regular file|Is a directory"):
+            read_limited(path, 10)

@@ -88,7 +88,7 @@ class Completions:
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         body = await self._read(request, ChatRequest)
-        loaded = await self._host.get(body.model)
+        loaded = await self._host.get(body.model, chat=True)
         wanted = await asyncio.to_thread(chat_jobs, body, loaded)
         return await self._answer(request, body, loaded, wanted, Shape(loaded, chat=True, logprobs=bool(body.logprobs)))
 

@@ -82,15 +82,18 @@ class ModelHost:
         self._loaded[name] = self._load(name)
         return self._loaded[name]
 
-    async def get(self, name: str | None) -> Loaded:
-        """Find a model, loading it if need be. None stands for the only one there is.
+    async def get(self, name: str | None, *, chat: bool = False) -> Loaded:
+        """Find a model, loading it if need be.
 
+        Args:
+            name: None stands for the only one there is.
+            chat: with None, look only at models that can chat.
         Raises:
             ModelNotFound: it is not installed.
             InvalidRequest: None, and there are several.
             VerificationFailed, OutOfMemory: it may not, or cannot, be loaded.
         """
-        name = name or self._only()
+        name = name or self._only(chat=chat)
         if name in self._loaded:
             return self._loaded[name]
         self.store.path(name)  # before a lock is made for a name that is none
@@ -104,10 +107,15 @@ class ModelHost:
                 self._problems.pop(name, None)
             return self._loaded[name]
 
-    def _only(self) -> str:
-        names = self.store.names()
+    def _only(self, *, chat: bool) -> str:
+        # The template's presence is a hint for choosing, nothing more; the card decides after it is verified.
+        names = [n for n in self.store.names() if not chat or (self.store.root / n / TEMPLATE_FILE).exists()]
         if not names:
-            raise ModelNotFound("cannot answer: no model is installed", hint="install one, see `skerry model --help`")
+            raise ModelNotFound(
+                f"cannot answer: no model {'that can chat ' if chat else ''}is installed",
+                hint="install one, see `skerry model --help`",
+                param="model",
+            )
         if len(names) > 1:
             raise InvalidRequest(
                 f"cannot choose a model: expected one of {', '.join(names)}", hint="name one in `model`", param="model"

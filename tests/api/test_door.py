@@ -37,7 +37,7 @@ def start(path: Path) -> subprocess.Popen[str]:
     raise AssertionError("the door did not open")
 
 
-DEEP = b'{"text": ' + b"[" * 1500 + b"]" * 1500 + b"}"
+DEEP = b'{"text": "a", "anything": ' + b"[" * 1500 + b"]" * 1500 + b"}"
 
 # name | raw bytes | status | kind
 REQUESTS = [

@@ -92,6 +92,22 @@ def test_callers_are_admitted_in_turn(scheduler: Scheduler) -> None:
     assert order.index("single") <= 1
 
 
+def test_callers_come_in_the_order_in_which_they_asked(scheduler: Scheduler) -> None:
+    """Of several waiting callers the first is served first."""
+    gate, order = threading.Event(), []
+
+    def named(caller: int) -> Iterator[int]:
+        order.append(caller)
+        yield caller
+
+    holds = [submit(scheduler, 9, blocked(gate))[1] for _ in range(2)]
+    wait_for(scheduler, running=2)
+    waiting = [submit(scheduler, caller, named(caller))[1] for caller in (3, 1, 2)]
+    gate.set()
+    assert all(c.done.wait(5) for c in [*holds, *waiting])
+    assert order == [3, 1, 2]
+
+
 def test_limits_are_honest(scheduler: Scheduler) -> None:
     """A caller's limit and the queue's are refused with the figures and a time; others' requests still pass."""
     gate = threading.Event()

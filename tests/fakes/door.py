@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from starlette.requests import Request
@@ -21,6 +21,7 @@ LIMITS = Limits(body_bytes=4096, header_timeout_s=1.0, body_timeout_s=1.0, drain
 
 class Letter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: str
+    anything: Any = None
     count: Annotated[int, msgspec.Meta(ge=1, le=9)] = 1
 
 

@@ -61,7 +61,7 @@ REFUSED = [
     ("too many rivals", "chat/completions", chat(logprobs=True, top_logprobs=99), 400, "invalid_request", "top_logprobs"),  # noqa: E501
     ("unknown model", "chat/completions", chat(model="gpt-7"), 404, "model_not_found", "model"),
     ("model as a path", "chat/completions", chat(model="../../etc"), 404, "model_not_found", "model"),
-    ("which of two models", "chat/completions", {"messages": HELLO}, 400, "invalid_request", "model"),
+    ("which of two models", "completions", {"prompt": "hello"}, 400, "invalid_request", "model"),
     ("chat with a base model", "chat/completions", chat(model=BASE), 400, "no_chat_template", "model"),
     ("no prompt", "completions", {"model": BASE}, 400, "invalid_request", "prompt"),
     ("prompt of a number", "completions", text(prompt=7), 400, "invalid_request", "prompt"),
@@ -99,6 +99,12 @@ def test_chat_answers_in_openai_shape(box: Box) -> None:
     assert usage["completion_tokens"] <= 8
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert body["skerry"]["timings"]["first_token_s"] > 0
+
+
+def test_only_model_that_can_chat_needs_no_name(box: Box) -> None:
+    """Without `model`, the one chat model is meant, though a base model is installed beside it."""
+    body = box.post("/v1/chat/completions", {"messages": HELLO, "max_tokens": 1}).json
+    assert body["model"] == CHAT
 
 
 def test_same_request_gives_same_tokens(box: Box) -> None:

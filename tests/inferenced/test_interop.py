@@ -106,7 +106,9 @@ def test_curl(box: Box) -> None:
     body = json.dumps({"messages": QUESTION, "temperature": 0, "max_tokens": 30})
     command = [curl, "--silent", "--fail", "--unix-socket", str(box.socket), "http://skerry/v1/chat/completions"]
     run = subprocess.run(
-        [*command, "--json", body] if _has_json(curl) else [*command, "-H", "Content-Type: application/json", "-d", body],
+        [*command, "--json", body]
+        if _has_json(curl)
+        else [*command, "-H", "Content-Type: application/json", "-d", body],
         capture_output=True,
         text=True,
         check=True,
@@ -133,7 +135,10 @@ def test_own_client(box: Box) -> None:
 def test_cancel_of_a_real_answer_saves_the_rest(box: Box) -> None:
     """A caller who leaves after the first piece costs a token or two, not the 2,000 that were asked for."""
     before = box.wait_idle()["requests"]
-    with Client(socket=box.socket) as client, client.stream_chat("Count.", max_tokens=2000, logit_bias={"2": -100}) as s:
+    with (
+        Client(socket=box.socket) as client,
+        client.stream_chat("Count.", max_tokens=2000, logit_bias={"2": -100}) as s,
+    ):
         next(iter(s))
     after = box.wait_idle()["requests"]
     assert after["cancelled"] == before["cancelled"] + 1

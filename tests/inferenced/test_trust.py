@@ -86,6 +86,14 @@ def test_every_load_verifies(box: Box) -> None:
     assert box.post(f"/skerry/v1/models/{NAME}/load").kind == "digest_mismatch"
 
 
+def test_revoked_key_is_refused_from_the_next_load_on(box: Box) -> None:
+    """The key directory is read at every load: a key that was removed meanwhile opens nothing."""
+    assert box.post(f"/skerry/v1/models/{NAME}/load").status == 200
+    box.post(f"/skerry/v1/models/{NAME}/unload")
+    revoke(box.state_dir / "models" / NAME, box.state_dir / "keys")
+    assert box.post(f"/skerry/v1/models/{NAME}/load").kind == "unknown_key"
+
+
 def test_renamed_package_is_refused(box: Box) -> None:
     """A package under another name disagrees with its card."""
     models = box.state_dir / "models"

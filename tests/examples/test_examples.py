@@ -1,0 +1,92 @@
+"""The example files are what their README says, and the demo's pure parts do what they say."""
+
+import importlib.util
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def _load_demo() -> ModuleType:
+    """Import the script by its path; `examples` is no package."""
+    spec = importlib.util.spec_from_file_location("skerry_demo", EXAMPLES / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["skerry_demo"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+demo = _load_demo()
+TICKETS = demo.read_lines(EXAMPLES / "tickets.jsonl", demo.Ticket)
+QUESTIONS = demo.read_lines(EXAMPLES / "questions.jsonl", demo.Question)
+PAGES = sorted((EXAMPLES / "handbook").glob("*.md"))
+
+
+def test_tickets_are_as_the_readme_says() -> None:
+    """Twenty, in order of arrival, each id once, bodies of 40 to 160 words, every label used and known."""
+    assert len(TICKETS) == 20
+    assert [t.received for t in TICKETS] == sorted(t.received for t in TICKETS)
+    assert all(re.fullmatch(r"2026-\d\d-\d\dT\d\d:\d\d", t.received) for t in TICKETS)
+    assert len({t.id for t in TICKETS}) == 20
+    assert {t.id: n for t in TICKETS if not 40 <= (n := len(t.body.split())) <= 160} == {}
+    assert {t.category for t in TICKETS} == set(demo.CATEGORIES)
+    assert {t.priority for t in TICKETS} == {"urgent", "normal", "low"}
+    assert max(Counter(t.category for t in TICKETS).values()) <= 6, "no label is right most of the time"
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda q: q.id)
+def test_expected_answer_is_accepted_and_a_wrong_one_is_not(question: "demo.Question") -> None:
+    """The pattern finds the answer in words, and neither the question's own words nor an evasion."""
+    assert (EXAMPLES / "handbook" / question.page).is_file()
+    assert question.is_right(question.answer)
+    assert question.is_right(question.answer.upper())
+    assert not question.is_right(question.question)
+    assert not question.is_right("The page does not say.")
+
+
+def test_every_page_is_asked_about_and_fits_a_prompt() -> None:
+    """Each page but the overview has a question, and is short."""
+    named = {p.name for p in PAGES} - {"README.md"}
+    assert {q.page for q in QUESTIONS} == named
+    assert max(len(p.read_text().split()) for p in PAGES) <= 200
+    assert all(f"]({name})" in (EXAMPLES / "handbook" / "README.md").read_text() for name in named)
+
+
+@pytest.mark.parametrize("path", [*PAGES, *EXAMPLES.glob("*.jsonl"), ROOT / "models" / "evaluation.txt"], ids=str)
+def test_files_are_plain_ascii_and_end_with_a_newline(path: Path) -> None:
+    """Any tool on any box can show them."""
+    data = path.read_bytes()
+    assert data.isascii()
+    assert data.endswith(b"\n")
+    assert b"\r" not in data
+    assert b"\n\n\n" not in data
+
+
+def test_triage_prompt_is_a_pattern_with_one_word_missing() -> None:
+    """Every label is shown twice, no ticket stands among the examples, and no blank follows the last colon."""
+    prompt = demo.triage_prompt(TICKETS[0])
+    assert prompt.endswith(f"{TICKETS[0].body}\nCategory:")
+    assert Counter(re.findall(r"^Category: (\w+)$", prompt, re.MULTILINE)) == dict.fromkeys(demo.CATEGORIES, 2)
+    assert not any(text in t.body for text, _ in demo.SORTED for t in TICKETS)
+
+
+def test_question_comes_after_its_page() -> None:
+    """The conversation shows one answered question, on another page, and ends with the page and the question."""
+    messages = demo.question_messages(QUESTIONS[0], "the page\n")
+    assert [m.role for m in messages] == ["system", "user", "assistant", "user"]
+    assert messages[-1].content == f"Page:\nthe page\n\nQuestion: {QUESTIONS[0].question}"
+
+
+def test_an_unknown_field_in_a_ticket_is_refused(tmp_path: Path) -> None:
+    """A misspelt label cannot go unnoticed."""
+    (tmp_path / "t.jsonl").write_text('{"id": "1", "catgory": "building"}\n')
+    with pytest.raises(Exception, match="catgory"):
+        demo.read_lines(tmp_path / "t.jsonl", demo.Ticket)
