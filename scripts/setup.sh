@@ -50,7 +50,7 @@ station)
     ;;
 dev)
     make_venv .venv
-    command -v curl >/dev/null || install_packages curl
+    command -v curl >/dev/null && command -v strace >/dev/null || install_packages curl strace
     say "installing the developers' packages"
     .venv/bin/python -m pip install --quiet --editable '.[station,dev]'
     mkdir -p .venv/.stamps && touch .venv/.stamps/station
