@@ -2,7 +2,8 @@
 
 import json
 
-from bench.report import plain, table, verdicts
+from bench.figures import Figures, Speed
+from bench.report import doubts, plain, table, verdicts
 from tests.bench.test_figures import EIGHT, LOSSY, OURS, OURS_LOSSY, SOURCE, figures
 
 
@@ -45,6 +46,16 @@ def test_verdicts_say_what_is_reached_and_what_is_missed() -> None:
 def test_verdicts_without_the_peer_keep_our_own_targets() -> None:
     """Memory and time to ready need nobody to compare with."""
     assert [line.split(":")[0] for line in verdicts([OURS])] == ["memory", "load to ready"]
+
+
+def test_figures_from_a_busy_machine_are_doubted() -> None:
+    """The worst measure is named; a quiet machine is not mentioned; too few rounds are no figure at all."""
+    busy = Figures(**{**vars(EIGHT), "speeds": {**EIGHT.speeds, "prefill": Speed(9.0, 1.0, 0.8)}})
+    assert doubts([OURS, busy], rounds=5) == [
+        "the machine was not quiet: rounds differ by up to 80 % (llama.cpp Q8_0, prefill 512)"
+    ]
+    assert doubts([OURS, EIGHT], rounds=5) == []
+    assert "not how fast" in doubts([OURS, EIGHT], rounds=1)[0]
 
 
 def test_figures_can_be_written_as_json() -> None:

@@ -45,11 +45,11 @@ class ScriptedEngine:
 
 
 def test_likelihood_agrees_with_the_definition() -> None:
-    """Rows are scored by softmax, with any constant added and more rows than one block."""
+    """Rows are scored by softmax, with a constant added that exp() could not bear, in more rows than one block."""
     rng = np.random.default_rng(5)
-    logits = rng.normal(0, 4, (150, 11)).astype(np.float32) + 90
+    logits = rng.normal(0, 4, (150, 11)).astype(np.float32) + 900
     targets = rng.integers(0, 11, 150)
-    wide = logits.astype(np.float64) - 90
+    wide = logits.astype(np.float64) - 900
     expected = -sum(wide[i, t] - math.log(np.exp(wide[i]).sum()) for i, t in enumerate(targets))
     assert negative_log_likelihood(logits, targets) == pytest.approx(expected, rel=1e-6)
 
@@ -140,6 +140,21 @@ def test_errors_of_a_side_are_told_and_survived(fake_side: str) -> None:
         with pytest.raises(SideFailed, match="no model is open"):
             side.ask("warm", tokens=[1])
         assert side.ask("noisy", text="c") == "C"
+
+
+def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """A wrong --peer-python is an error in words."""
+    with pytest.raises(SideFailed, match=r"cannot start .*python: No such file"):
+        Side(tmp_path / "python", "bench.llama_side")
+
+
+def test_an_interpreter_without_the_peer_is_named() -> None:
+    """Ours has no llama-cpp-python, and that is what the message says."""
+    with (
+        Side(Path(sys.executable), "bench.llama_side") as side,
+        pytest.raises(SideFailed, match=r"has no llama-cpp-python"),
+    ):
+        side.ask("versions")
 
 
 def test_a_side_that_dies_leaves_its_last_words(fake_side: str) -> None:

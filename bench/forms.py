@@ -1,0 +1,122 @@
+"""What is compared: our packages of a recipe, and the peer's files made from the very weights that the recipe pins."""
+
+import hashlib
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from appliance.files import Progress
+from appliance.forge import source
+from appliance.forge.build import build
+from appliance.forge.recipe import Recipe
+from appliance.models.package import SIGNATURE_FILE, sign_package
+from appliance.trust.keys import PrivateKey, generate
+from bench.pipe import Side
+
+PEER_TYPES = ("Q8_0", "Q4_0")
+"""Made by llama.cpp from the source: its usual 8 bits, and its fastest and lossy 4 bits."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One thing to measure: which interpreter, which side, and how it opens the model."""
+
+    engine: str
+    name: str
+    python: Path
+    arguments: dict[str, Any] = field(hash=False)
+    default: bool = False
+    source: bool = False
+
+    @property
+    def module(self) -> str:
+        """The side that runs it."""
+        return "bench.skerry_side" if self.engine == "Skerry" else "bench.llama_side"
+
+    @property
+    def label(self) -> str:
+        """Engine and form, for people."""
+        return f"{self.engine} {self.name}"
+
+
+def throwaway_key(folder: Path) -> PrivateKey:
+    """Make the key that measured packages are signed with; it is good for nothing else, and trusted nowhere else."""
+    private, public = folder / "bench.key", folder / "keys" / "bench.pub"
+    if private.exists() and public.exists():
+        return PrivateKey.load(private)
+    for path in (private, public):
+        path.unlink(missing_ok=True)
+    public.parent.mkdir(parents=True, exist_ok=True)
+    public.parent.chmod(0o755)
+    key = generate()
+    key.save(private)
+    key.public().save(public)
+    return key
+
+
+def our_forms(
+    recipe: Recipe, schemes: list[str], folder: Path, python: Path, *, accept_licence: bool, progress: Progress
+) -> list[Form]:
+    """Build what is missing of our packages, sign them with the throw-away key, and describe them.
+
+    Args:
+        recipe: of the model.
+        schemes: quantizations beside the recipe's own.
+        folder: everything of the benchmark's is kept there; no other package is touched.
+        python: our interpreter.
+        accept_licence: whether the operator accepted the weights' terms.
+        progress: told about the build.
+    """
+    key = throwaway_key(folder)
+    forms = []
+    for scheme in dict.fromkeys([str(recipe.quantization), *schemes]):
+        package = folder / "models" / _builder_hash(recipe) / f"{recipe.name}-{scheme}"
+        if not (package / SIGNATURE_FILE).exists():
+            build(
+                recipe,
+                package.parent,
+                weights=None,
+                quantization=scheme,
+                accept_licence=accept_licence,
+                evaluate=False,
+                force=True,
+                progress=progress,
+            )
+        sign_package(package, key)
+        arguments = {"path": str(package), "keys": str(folder / "keys")}
+        forms.append(Form("Skerry", scheme, python, arguments, default=scheme == recipe.quantization))
+    return forms
+
+
+def _builder_hash(recipe: Recipe) -> str:
+    """Tell builds apart by what makes them, so that a change of the forge is never measured on yesterday's package."""
+    hasher = hashlib.sha256(recipe.sha256.encode())
+    for path in sorted(Path(source.__file__).parent.glob("*.py")):
+        hasher.update(path.read_bytes())
+    return hasher.hexdigest()[:12]
+
+
+def peer_forms(recipe: Recipe, folder: Path, python: Path, progress: Progress) -> list[Form]:
+    """Give llama.cpp the pinned weights, as they are and as it converts them, with flash attention off and on."""
+    published = source.fetch(recipe.source, progress)
+    files = {Path(recipe.source.file).stem.rsplit(".", 1)[-1]: published}
+    with Side(python, "bench.llama_side") as side:
+        for kind in PEER_TYPES:
+            # The name carries the source's hash: another source, another file.
+            target = folder / "gguf" / f"{recipe.name}-{recipe.source.sha256[:12]}.{kind}.gguf"
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                progress(f"llama.cpp makes {kind}", 0.0)
+                side.ask("quantize", source=str(published), target=str(target), form=kind, threads=2)
+            files[kind] = target
+    return [
+        Form(
+            "llama.cpp",
+            kind + (" flash" if flash else ""),
+            python,
+            {"path": str(path), "flash": flash},
+            source=path == published,
+        )
+        for (kind, path), flash in itertools.product(files.items(), (False, True))
+    ]

@@ -1,0 +1,116 @@
+"""The figures as a table for people, and as plain values for JSON. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from bench.figures import (
+    MEASURES,
+    MEMORY_TARGET,
+    READY_TARGET_S,
+    SPEED_TARGET,
+    TITLES,
+    Figures,
+    compare,
+    is_same_quality,
+    reference_perplexity,
+)
+
+NO_PEER = (
+    "llama.cpp: not run (no interpreter with llama-cpp-python; `make bench-peer` builds one into .venv-peer, which\n"
+    "takes 10 minutes or more, or name one with --peer-python PATH or SKERRY_PEER_PYTHON)"
+)
+LOSSY = "!"
+ENOUGH_ROUNDS = 3
+QUIET_SPREAD = 0.2
+"""More than this between the slowest and the fastest round, and something else was running."""
+
+
+def table(title: str, forms: Sequence[Figures]) -> str:
+    """Set one model at one number of threads as a Markdown table, ours first, the peer's fastest form first."""
+    reference = reference_perplexity(forms)
+    head = [
+        "engine, form",
+        "MB",
+        "perplexity",
+        *(f"{TITLES[m]}, tok/s (CPU ms)" for m in MEASURES),
+        "ready, s",
+        "resident, MB",
+    ]
+    ordered = sorted(forms, key=lambda f: (f.engine != "Skerry", not f.default, -f.speeds["decode_128"].per_s))
+    return f"{title}\n\n" + _markdown([head, *(_row(f, reference) for f in ordered)])
+
+
+def _row(f: Figures, reference: float | None) -> list[str]:
+    name = f"{f.engine} {f.form}" + (", default" if f.default else "") + (", source" if f.source else "")
+    quality = f"{f.perplexity:.2f}"
+    if reference is not None:
+        quality += f" ({100 * (f.perplexity / reference - 1):+.1f} %)"
+        quality += "" if is_same_quality(f.perplexity, reference) else LOSSY
+    resident = f"{f.memory['resident'] / 1e6:.0f}"
+    if f.memory_ratio is not None:
+        resident += f" ({f.memory_ratio:.2f}x)"
+    speeds = [f"{f.speeds[m].per_s:.1f} ({f.speeds[m].cpu_ms:.1f})" for m in MEASURES]
+    return [name, f"{f.package_bytes / 1e6:.0f}", quality, *speeds, f"{f.ready_s:.2f}", resident]
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Align the columns: the first to the left, figures to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for n, row in enumerate(rows):
+        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append(f"| {' | '.join(cells)} |")
+        if n == 0:
+            rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+            lines.append(f"| {' | '.join(rule)} |")
+    return "\n".join(lines)
+
+
+def verdicts(forms: Sequence[Figures]) -> list[str]:
+    """Say what the default package reaches, a line a target, and whether that is enough."""
+    ours = next((f for f in forms if f.default), None)
+    if ours is None:
+        return []
+    lines = [
+        f"{TITLES[r.measure]}: {r.value:.2f}x of llama.cpp {r.peer_form} ({r.ours:.1f} against {r.peer:.1f} tok/s); "
+        + _met(r.value >= SPEED_TARGET, f"at least {SPEED_TARGET}x")
+        for r in compare(forms)
+    ]
+    reference = reference_perplexity(forms)
+    if reference is not None:
+        change = 100 * (ours.perplexity / reference - 1)
+        lines.append(
+            f"perplexity: {change:+.2f} % of the source's; "
+            + _met(is_same_quality(ours.perplexity, reference), "at most +1 %")
+        )
+    if ours.memory_ratio is not None:
+        parts = ", ".join(f"{k} {v / 1e6:.0f}" for k, v in ours.memory.items() if k != "resident")
+        resident = f"{ours.memory['resident'] / 1e6:.0f} MB resident, {ours.memory_ratio:.2f}x of package + cache"
+        lines.append(
+            f"memory: {resident} ({parts}); " + _met(ours.memory_ratio <= MEMORY_TARGET, f"at most {MEMORY_TARGET}x")
+        )
+    lines.append(f"load to ready: {ours.ready_s:.2f} s; " + _met(ours.ready_s < READY_TARGET_S, "below 2 s"))
+    return lines
+
+
+def doubts(forms: Sequence[Figures], rounds: int) -> list[str]:
+    """Say why the figures should not be trusted, if they should not."""
+    if rounds < ENOUGH_ROUNDS:
+        return [f"{rounds} round{'s' if rounds > 1 else ''}: shows that it runs, not how fast"]
+    worst = max((f.speeds[m].spread, f"{f.engine} {f.form}, {TITLES[m]}") for f in forms for m in MEASURES)
+    if worst[0] <= QUIET_SPREAD:
+        return []
+    return [f"the machine was not quiet: rounds differ by up to {100 * worst[0]:.0f} % ({worst[1]})"]
+
+
+def _met(met: bool, target: str) -> str:
+    return f"{'met' if met else 'MISSED'} ({target})"
+
+
+def plain(forms: Sequence[Figures]) -> Mapping[str, Any]:
+    """Turn figures into what JSON can hold."""
+    return {
+        "forms": [{**asdict(f), "memory_ratio": f.memory_ratio} for f in forms],
+        "ratios": [{**asdict(r), "ratio": r.value} for r in compare(forms)],
+    }
