@@ -126,7 +126,7 @@ def read_limited(path: Path, limit_bytes: int) -> bytes:
     """
     try:
         # Not to hang on a FIFO: without a writer, a plain open would wait for one.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as f:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as f:
             if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
                 raise FileProblem(f"cannot read {path}: not a regular file", hint="is this the right file?")
             data = f.read(limit_bytes + 1)

@@ -83,15 +83,16 @@ def _stream(
 
 
 def question(prompt: str | None, files: list[Path]) -> str:
-    """Put the question together from the argument or standard input, and files."""
+    """Put the question together: files, standard input, and last the argument, as small models read best."""
     from appliance.files import read_limited
 
     if prompt is None and sys.stdin.isatty() and not files:
         raise InvalidRequest("cannot ask: no question, expected one", hint='skerry ask "..."; or pipe it in')
-    parts = [prompt] if prompt not in (None, "-") else []
+    parts = [_decode(read_limited(path, MAX_INPUT_BYTES), str(path)) for path in files]
     if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
         parts.append(_decode(sys.stdin.buffer.read(MAX_INPUT_BYTES + 1), "standard input"))
-    parts += [_decode(read_limited(path, MAX_INPUT_BYTES), str(path)) for path in files]
+    elif prompt is not None:
+        parts.append(prompt)
     text = "\n\n".join(part.strip("\n") for part in parts if part)
     if not text.strip():
         raise InvalidRequest("cannot ask: the question is empty, expected text")

@@ -222,7 +222,7 @@ def test_onnx_itself_agrees(tmp_path: object) -> None:
     )
     path = f"{tmp_path}/model.onnx"
     onnx.save(proto, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
-    with open(path, "rb") as f:  # noqa: PTH123  a plain string, as onnx wants it
+    with open(path, "rb") as f:
         data = f.read()
     assert check(data, 4096) == 1
     assert [(t.name, t.shape, t.length) for t in initializers(data)] == [("w", (32, 32), 4096)]
