@@ -32,8 +32,8 @@ format: $(STAMPS)/dev ## let ruff format the code
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-bench: $(STAMPS)/station ## speed, memory and quality beside llama.cpp
-	$(PY) -m bench
+bench: $(STAMPS)/station ## speed, memory and quality beside llama.cpp; ARGS=--accept-licence adds Gemma
+	$(PY) -m bench $(ARGS)
 
 bench-peer: ## build llama.cpp as the peer, some 12 minutes on 2 cores
 	./scripts/setup.sh peer

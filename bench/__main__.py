@@ -89,11 +89,7 @@ def _measure(options: argparse.Namespace, peer: Path | None) -> dict[str, Any]:
     found: dict[str, Any] = {"machine": facts, "software": versions, "models": {}}
     for name in options.models:
         found["models"][name] = _measure_model(ROOT / "models" / f"{name}.yaml", options, plan, peer)
-    print(
-        f"{report.LOSSY} more than 1 % above the source's perplexity: printed, not compared with"
-        if peer
-        else report.NO_PEER
-    )
+    print(report.NO_PEER if peer is None else report.LEGEND)
     return found
 
 
@@ -163,7 +159,7 @@ def _measure_model(path: Path, options: argparse.Namespace, plan: Plan, peer: Pa
         scored = losses[ours[0]]["scored"]
         title = f"{recipe.name}, {threads} thread{'s' if threads > 1 else ''}, perplexity over {scored} tokens"
         print(report.table(title, forms) + "\n")
-        lines = [*report.verdicts(forms), *report.doubts(forms, plan.rounds)]
+        lines = [*report.doubts(forms, plan.rounds), *report.verdicts(forms, plan.rounds)]
         print("\n".join(f"- {line}" for line in lines) + "\n", flush=True)
         rounds = {f.label: raw[f] for f in raw}
         result["threads"][str(threads)] = {**report.plain(forms), "rounds": rounds}

@@ -3,6 +3,10 @@
 A speed says nothing without the quality it was bought with. So our default package is compared with the fastest form of
 the peer whose perplexity is within 1 % of the perplexity of the weights as published; lossier forms are printed, with
 their loss, and not used.
+
+The peer runs the published weights in two ways, with flash attention and without, and they differ by some tenths of a
+percent. The doubt counts against us: our package must be near the better of the two, a form of the peer only near the
+worse.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +14,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
+OURS = "Skerry"
 TOLERANCE = 0.01
 """How much higher a perplexity may be and still count as the same quality."""
 
@@ -102,32 +107,43 @@ def summarize_speed(rounds: Sequence[Mapping[str, float]], tokens: int) -> Speed
     )
 
 
-def reference_perplexity(forms: Iterable[Figures]) -> float | None:
-    """Perplexity of the weights as published, in the peer's best form; None without the peer that runs them."""
+@dataclass(frozen=True)
+class Reference:
+    """Perplexity of the weights as published, in the better and in the worse of the peer's ways to run them."""
+
+    better: float
+    worse: float
+
+    def is_met(self, form: Figures) -> bool:
+        """Say whether a form has the same quality: at most 1 % above; lower is better and always good enough."""
+        return form.perplexity <= (self.better if form.engine == OURS else self.worse) * (1 + TOLERANCE)
+
+    def change(self, form: Figures) -> float:
+        """How far a form is above the better of the two, as a fraction."""
+        return form.perplexity / self.better - 1
+
+
+def find_reference(forms: Iterable[Figures]) -> Reference | None:
+    """Take the reference from the forms that run the weights as published; None without the peer."""
     found = [f.perplexity for f in forms if f.source]
-    return min(found) if found else None
+    return Reference(min(found), max(found)) if found else None
 
 
-def is_same_quality(perplexity: float, reference: float) -> bool:
-    """Say whether a perplexity is at most 1 % above the reference; lower is better and always the same quality."""
-    return perplexity <= reference * (1 + TOLERANCE)
-
-
-def fastest(peer: Iterable[Figures], measure: Measure, reference: float) -> Figures | None:
+def fastest(peer: Iterable[Figures], measure: Measure, reference: Reference) -> Figures | None:
     """Pick the peer's fastest form of the same quality as the published weights."""
-    fit = [f for f in peer if is_same_quality(f.perplexity, reference)]
+    fit = [f for f in peer if reference.is_met(f)]
     return max(fit, key=lambda f: f.speeds[measure].per_s, default=None)
 
 
 def compare(forms: Sequence[Figures]) -> list[Ratio]:
     """Set our default package against the peer's best, a measure at a time; empty without the peer or the default."""
     ours = next((f for f in forms if f.default), None)
-    reference = reference_perplexity(forms)
+    reference = find_reference(forms)
     if ours is None or reference is None:
         return []
     ratios = []
     for measure in MEASURES:
-        best = fastest((f for f in forms if f.engine != ours.engine), measure, reference)
+        best = fastest((f for f in forms if f.engine != OURS), measure, reference)
         if best is not None:
             ratios.append(Ratio(measure, ours.speeds[measure].per_s, best.form, best.speeds[measure].per_s))
     return ratios

@@ -2,16 +2,18 @@
 
 import hashlib
 import itertools
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from appliance.errors import VerificationFailed
 from appliance.files import Progress
 from appliance.forge import source
 from appliance.forge.build import build
 from appliance.forge.recipe import Recipe
-from appliance.models.package import SIGNATURE_FILE, sign_package
-from appliance.trust.keys import PrivateKey, generate
+from appliance.models.package import SIGNATURE_FILE, open_verified, sign_package
+from appliance.trust.keys import KeySet, PrivateKey, generate
 from bench.pipe import Side
 
 PEER_TYPES = ("Q8_0", "Q4_0")
@@ -63,7 +65,8 @@ def our_forms(
     Args:
         recipe: of the model.
         schemes: quantizations beside the recipe's own.
-        folder: everything of the benchmark's is kept there; no other package is touched.
+        folder: everything of the benchmark's is kept there; no other package is touched, and none is ever deleted:
+            another run may be measuring it. `make clean` does that.
         python: our interpreter.
         accept_licence: whether the operator accepted the weights' terms.
         progress: told about the build.
@@ -83,10 +86,18 @@ def our_forms(
                 force=True,
                 progress=progress,
             )
-        sign_package(package, key)
+        _ensure_signed(package, key)
         arguments = {"path": str(package), "keys": str(folder / "keys")}
         forms.append(Form("Skerry", scheme, python, arguments, default=scheme == recipe.quantization))
     return forms
+
+
+def _ensure_signed(package: Path, key: PrivateKey) -> None:
+    """Sign a package unless the key has signed it already: another run may be loading it."""
+    try:
+        open_verified(package, KeySet.of(key.public())).close()
+    except VerificationFailed:
+        sign_package(package, key)
 
 
 def _builder_hash(recipe: Recipe) -> str:
@@ -97,10 +108,16 @@ def _builder_hash(recipe: Recipe) -> str:
     return hasher.hexdigest()[:12]
 
 
+def type_of(file: str) -> str:
+    """Name the quantization that a GGUF's file name ends with: Q4_1, Q4_K_M; the whole stem if it names none."""
+    found = re.search(r"[.-]((?:i?q\d|bf16|f16|f32)\w*)\.gguf$", file, re.IGNORECASE)
+    return found[1].upper() if found else Path(file).stem
+
+
 def peer_forms(recipe: Recipe, folder: Path, python: Path, progress: Progress) -> list[Form]:
     """Give llama.cpp the pinned weights, as they are and as it converts them, with flash attention off and on."""
     published = source.fetch(recipe.source, progress)
-    files = {Path(recipe.source.file).stem.rsplit(".", 1)[-1]: published}
+    files = {type_of(recipe.source.file): published}
     with Side(python, "bench.llama_side") as side:
         for kind in PEER_TYPES:
             # The name carries the source's hash: another source, another file.

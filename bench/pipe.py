@@ -43,6 +43,7 @@ class Side:
                 env=_environment(),
             )
         except OSError as e:
+            self._stderr.close()
             raise SideFailed(f"cannot start {python}: {e.strerror}, expected a Python interpreter") from e
 
     def ask(self, do: str, **arguments: Any) -> Any:

@@ -11,9 +11,9 @@ from bench.figures import (
     SPEED_TARGET,
     TITLES,
     Figures,
+    Reference,
     compare,
-    is_same_quality,
-    reference_perplexity,
+    find_reference,
 )
 
 NO_PEER = (
@@ -21,6 +21,7 @@ NO_PEER = (
     "takes 10 minutes or more, or name one with --peer-python PATH or SKERRY_PEER_PYTHON)"
 )
 LOSSY = "!"
+LEGEND = f"{LOSSY} more than 1 % above the source's perplexity: printed, not compared with"
 ENOUGH_ROUNDS = 3
 QUIET_SPREAD = 0.2
 """More than this between the slowest and the fastest round, and something else was running."""
@@ -28,7 +29,7 @@ QUIET_SPREAD = 0.2
 
 def table(title: str, forms: Sequence[Figures]) -> str:
     """Set one model at one number of threads as a Markdown table, ours first, the peer's fastest form first."""
-    reference = reference_perplexity(forms)
+    reference = find_reference(forms)
     head = [
         "engine, form",
         "MB",
@@ -41,12 +42,12 @@ def table(title: str, forms: Sequence[Figures]) -> str:
     return f"{title}\n\n" + _markdown([head, *(_row(f, reference) for f in ordered)])
 
 
-def _row(f: Figures, reference: float | None) -> list[str]:
+def _row(f: Figures, reference: Reference | None) -> list[str]:
     name = f"{f.engine} {f.form}" + (", default" if f.default else "") + (", source" if f.source else "")
     quality = f"{f.perplexity:.2f}"
     if reference is not None:
-        quality += f" ({100 * (f.perplexity / reference - 1):+.1f} %)"
-        quality += "" if is_same_quality(f.perplexity, reference) else LOSSY
+        quality += f" ({100 * reference.change(f):+.1f} %)"
+        quality += "" if reference.is_met(f) else LOSSY
     resident = f"{f.memory['resident'] / 1e6:.0f}"
     if f.memory_ratio is not None:
         resident += f" ({f.memory_ratio:.2f}x)"
@@ -67,23 +68,23 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def verdicts(forms: Sequence[Figures]) -> list[str]:
-    """Say what the default package reaches, a line a target, and whether that is enough."""
+def verdicts(forms: Sequence[Figures], rounds: int) -> list[str]:
+    """Say what the default package reaches, a line a target, and whether that is enough.
+
+    Speeds of too few rounds are not judged: engines suffer differently from a busy machine, and one round cannot tell.
+    """
     ours = next((f for f in forms if f.default), None)
     if ours is None:
         return []
     lines = [
         f"{TITLES[r.measure]}: {r.value:.2f}x of llama.cpp {r.peer_form} ({r.ours:.1f} against {r.peer:.1f} tok/s); "
-        + _met(r.value >= SPEED_TARGET, f"at least {SPEED_TARGET}x")
+        + (_met(r.value >= SPEED_TARGET, f"at least {SPEED_TARGET}x") if rounds >= ENOUGH_ROUNDS else "not judged")
         for r in compare(forms)
     ]
-    reference = reference_perplexity(forms)
+    reference = find_reference(forms)
     if reference is not None:
-        change = 100 * (ours.perplexity / reference - 1)
-        lines.append(
-            f"perplexity: {change:+.2f} % of the source's; "
-            + _met(is_same_quality(ours.perplexity, reference), "at most +1 %")
-        )
+        change = 100 * reference.change(ours)
+        lines.append(f"perplexity: {change:+.2f} % of the source's; " + _met(reference.is_met(ours), "at most +1 %"))
     if ours.memory_ratio is not None:
         parts = ", ".join(f"{k} {v / 1e6:.0f}" for k, v in ours.memory.items() if k != "resident")
         resident = f"{ours.memory['resident'] / 1e6:.0f} MB resident, {ours.memory_ratio:.2f}x of package + cache"

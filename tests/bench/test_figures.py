@@ -4,11 +4,11 @@ import pytest
 
 from bench.figures import (
     Figures,
+    Reference,
     Speed,
     compare,
     fastest,
-    is_same_quality,
-    reference_perplexity,
+    find_reference,
     rotated,
     summarize_speed,
 )
@@ -54,13 +54,23 @@ def test_speed_is_the_median_of_the_rounds() -> None:
 )
 def test_same_quality_ends_one_percent_above_the_reference(perplexity: float, same: bool) -> None:
     """Lower is always good enough; the border itself still counts."""
-    assert is_same_quality(perplexity, 20.0) is same
+    for engine in ("Skerry", "llama.cpp"):
+        assert Reference(20.0, 20.0).is_met(figures(engine, "q", perplexity, 1.0)) is same
+
+
+def test_doubt_about_the_reference_counts_against_us() -> None:
+    """The peer runs the published weights in two ways: ours is held to the better, the peer to the worse."""
+    flash = figures("llama.cpp", "Q4_1 flash", 20.1, 71.0, source=True)
+    reference = find_reference([SOURCE, flash, EIGHT])
+    assert reference == Reference(better=20.0, worse=20.1)
+    assert not reference.is_met(figures("Skerry", "q8", 20.25, 1.0))
+    assert reference.is_met(figures("llama.cpp", "Q8_0", 20.25, 1.0))
 
 
 def test_fastest_form_ignores_lossy_ones() -> None:
     """The fastest form is not chosen when its perplexity is worse than the source's by more than 1 %."""
-    assert fastest([SOURCE, EIGHT, LOSSY], "decode_128", 20.0) == EIGHT
-    assert fastest([LOSSY], "decode_128", 20.0) is None
+    assert fastest([SOURCE, EIGHT, LOSSY], "decode_128", Reference(20.0, 20.0)) == EIGHT
+    assert fastest([LOSSY], "decode_128", Reference(20.0, 20.0)) is None
 
 
 def test_ratio_is_our_default_against_the_fastest_fit_form() -> None:
@@ -80,7 +90,7 @@ def test_each_measure_has_its_own_best_peer() -> None:
 
 def test_without_the_peer_there_are_no_ratios() -> None:
     """Our own figures alone compare with nothing."""
-    assert reference_perplexity([OURS]) is None
+    assert find_reference([OURS]) is None
     assert compare([OURS]) == []
 
 

@@ -34,18 +34,24 @@ def test_table_without_the_peer_has_no_distances() -> None:
 
 def test_verdicts_say_what_is_reached_and_what_is_missed() -> None:
     """A line a target; a miss is written large."""
-    lines = verdicts([OURS, OURS_LOSSY, SOURCE, EIGHT, LOSSY])
+    lines = verdicts([OURS, OURS_LOSSY, SOURCE, EIGHT, LOSSY], rounds=5)
     assert lines[0] == "decode at 128: 0.90x of llama.cpp Q8_0 (90.0 against 100.0 tok/s); met (at least 0.9x)"
     assert sum("met (" in line for line in lines) == len(lines) == 6
     slow = figures("Skerry", "q8", 21.0, 80.0, default=True)
-    missed = [line for line in verdicts([slow, SOURCE, EIGHT]) if "MISSED" in line]
+    missed = [line for line in verdicts([slow, SOURCE, EIGHT], rounds=5) if "MISSED" in line]
     assert len(missed) == 4
     assert "perplexity: +5.00 % of the source's; MISSED (at most +1 %)" in missed
 
 
+def test_speeds_of_one_round_are_not_judged() -> None:
+    """A quick run never says that a speed target was met, or missed; what does not vary is judged all the same."""
+    lines = verdicts([OURS, SOURCE, EIGHT], rounds=1)
+    assert [line.endswith("; not judged") for line in lines] == [True, True, True, False, False, False]
+
+
 def test_verdicts_without_the_peer_keep_our_own_targets() -> None:
     """Memory and time to ready need nobody to compare with."""
-    assert [line.split(":")[0] for line in verdicts([OURS])] == ["memory", "load to ready"]
+    assert [line.split(":")[0] for line in verdicts([OURS], rounds=5)] == ["memory", "load to ready"]
 
 
 def test_figures_from_a_busy_machine_are_doubted() -> None:
