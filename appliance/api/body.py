@@ -15,7 +15,8 @@ from appliance.errors import Cancelled, InvalidRequest, RequestTimeout, RequestT
 T = TypeVar("T")
 
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
-_FIELD = re.compile(r"field `([^`]*)`")
+_FIELD = re.compile(r"field `(.*)`(?= - at|$)", re.DOTALL)
+_ODD = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 async def read_json(request: Request, to: type[T], *, limit_bytes: int, timeout_s: float) -> T:
@@ -74,8 +75,13 @@ def decode_json(data: bytes, to: type[T]) -> T:
         text = str(e)
         path = _PATH.search(text)
         field = _FIELD.search(text)
-        param = ".".join(p for p in (path and path[1], field and field[1]) if p) or None
-        raise InvalidRequest(f"cannot use the request: {_PATH.sub('', text)}", param=param) from e
+        name = _ODD.sub("?", field[1])[:64] if field else None
+        param = ".".join(p for p in (path and path[1], name) if p) or None
+        # What the caller sent must not come back in an error that somebody logs.
+        found = _PATH.sub("", _FIELD.sub(f"field `{name}`", text))
+        if found.startswith("Invalid enum value"):
+            found = "a value that is none of the allowed ones"
+        raise InvalidRequest(f"cannot use the request: {found[:300]}", param=param and param[:300]) from e
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         # Not the decoder's own text: it may quote what was sent.
         reason = (

@@ -1,7 +1,7 @@
 """Who is at the other end of a Unix socket, by the kernel's word, and which roles that gives.
 
 Nothing that a caller says about itself counts. uid, gid and pid are those at the time of `connect` (SO_PEERCRED), the
-supplementary groups too (SO_PEERGROUPS), so that no name service is asked. Roles are Unix groups.
+supplementary groups too (SO_PEERGROUPS). Roles are Unix groups; their numbers are looked up once a minute.
 
 What this does NOT protect against: a process that hands its connected socket to another one vouches for it. The pid may
 have been reused by the time that its unit is looked up: it serves records, never decisions.
@@ -10,10 +10,12 @@ Source: unix(7); socket(7), SO_PEERCRED and SO_PEERGROUPS.
 """
 
 import errno
+import functools
 import grp
 import os
 import socket
 import struct
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -62,7 +64,7 @@ class Caller:
             return frozenset(Role)
         held: frozenset[Role] = frozenset()
         for role, contained in _CONTAINS.items():
-            if _group_id(f"skerry-{role}") in self.groups:
+            if _group_id(f"skerry-{role}", int(time.monotonic() / 60)) in self.groups:
                 held |= contained
         return held
 
@@ -83,7 +85,9 @@ def identify(connection: socket.socket) -> Caller:
     return Caller(uid, gid, pid, frozenset(struct.unpack(f"{len(raw) // 4}I", raw)) | {gid})
 
 
-def _group_id(name: str) -> int | None:
+@functools.lru_cache(maxsize=len(Role))
+def _group_id(name: str, minute: int) -> int | None:
+    """Look a group up, at most once a minute: the group database may be slow."""
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:

@@ -54,11 +54,13 @@ def caller_of(request: Request) -> Caller:
 
 def assemble(routes: Sequence[Route], lifespan: Lifespan[Starlette] | None = None) -> Starlette:
     """Make an application of a table."""
-    return Starlette(
+    app = Starlette(
         routes=[StarletteRoute(r.path, _guarded(r), methods=[r.method]) for r in routes],
         exception_handlers={HTTPException: _http_exception},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # a path that is no row is a 404, not a hint at another host
+    return app
 
 
 def _guarded(route: Route) -> Handler:

@@ -1,15 +1,17 @@
 """Serving an application on Unix sockets: caller, head timeout, connection limit, readiness, watchdog, drain.
 
 uvicorn does the HTTP (with h11, which refuses what is ambiguous); this module adds what it leaves out. SIGTERM and
-SIGINT drain: listening ends, requests under way are answered, and after `drain_timeout_s` what is left is cancelled.
+SIGINT drain: listening ends, requests under way are answered, and the application is told, so that it can end what
+lasts too long.
 
-What this does NOT protect against: a caller with many uids. Limits per caller are the application's.
+What this does NOT protect against: a person with many uids. Limits per caller are the application's.
 """
 
 import asyncio
 import contextlib
 import errno
 import logging
+import os
 import signal
 import socket
 import stat
@@ -25,7 +27,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from appliance.api.caller import identify
+from appliance.api.caller import Caller, identify
 from appliance.api.errors import error_body, error_response
 from appliance.config import Limits
 from appliance.errors import FileProblem, InvalidRequest, RequestTimeout, RequestTooLarge, SkerryError, TooManyRequests
@@ -126,7 +128,8 @@ def serve(app: Starlette, listener: Listener, limits: Limits, on_drain: Callable
         proxy_headers=False,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         timeout_keep_alive=max(1, int(limits.header_timeout_s)),
-        timeout_graceful_shutdown=max(1, int(limits.drain_timeout_s)),
+        # The application ends what is left at drain_timeout_s, with an error that says so; this is the last resort.
+        timeout_graceful_shutdown=int(limits.drain_timeout_s) + 3,
         callback_notify=alive if watchdog_s else None,
         timeout_notify=max(1, int(watchdog_s)) if watchdog_s else 30,
     )
@@ -170,21 +173,29 @@ class _Protocol(H11Protocol):
 
     _limits: Limits
     _head_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
+    _uid: int | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         try:
-            self.app = _with_caller(self.app, identify(transport.get_extra_info("socket")))
+            caller = identify(transport.get_extra_info("socket"))
         except OSError:
             transport.abort()  # no identity, no conversation
             return
-        if len(self.connections) > self._limits.connections:
+        self._uid = caller.uid
+        self.app = _with_caller(self.app, caller)
+        if self._crowded(caller):
             self._refuse(TooManyRequests("too many open connections", retry_after_s=1))
             return
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete and self.conn.their_state is h11.DONE:
+            # uvicorn would stop reading here, and never see that this caller has hung up.
+            self.transport.abort()
             return
         super().data_received(data)
         if self.cycle is None or self.cycle.response_complete:
@@ -198,7 +209,29 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_arrived()
+        self._written()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self._limits.body_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._written()
+        super().resume_writing()
+
+    def _written(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _crowded(self, caller: Caller) -> bool:
+        """A caller gets a quarter of the connections, and the last quarter is root's and the daemon's own user's."""
+        limit = self._limits.connections
+        if caller.uid in (0, os.geteuid()):
+            return len(self.connections) > limit
+        own = sum(getattr(c, "_uid", None) == caller.uid for c in self.connections)
+        return own > max(1, limit // 4) or len(self.connections) > max(1, limit * 3 // 4)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(

@@ -19,6 +19,7 @@ same logits.
 Source: onnxruntime's contrib operators (GroupQueryAttention, MatMulNBits, GatherBlockQuantized) and its IOBinding.
 """
 
+import weakref
 from types import TracebackType
 from typing import Any, Self
 
@@ -42,6 +43,10 @@ MEMORY_RESERVE_BYTES = 64 << 20
 _DTYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 10: np.float16}
 
 
+_CACHES: "weakref.WeakSet[Cache]" = weakref.WeakSet()
+"""Caches that are in use."""
+
+
 class Cache:
     """Keys and values of the tokens seen so far, for one sequence.
 
@@ -55,11 +60,17 @@ class Cache:
         self.capacity = capacity
         self._binding = binding
         self._buffers = buffers
+        _CACHES.add(self)
 
     @property
     def size_bytes(self) -> int:
         """Memory that the buffers take when every token is used."""
         return sum(b.nbytes for b in self._buffers.values())
+
+    @property
+    def promised_bytes(self) -> int:
+        """Memory that was promised and is not taken yet: pages count for the kernel only once they are written."""
+        return int(self.size_bytes * (1 - self.length / self.capacity))
 
     def addresses(self) -> dict[str, int]:
         """Say where each buffer lies in memory; a step must not move it."""
@@ -192,9 +203,11 @@ def require_memory(size_bytes: int, what: str) -> None:
         OutOfMemory: less than `size_bytes` and a reserve are available.
     """
     available = available_memory_bytes()
-    if available is not None and size_bytes + MEMORY_RESERVE_BYTES > available:
+    promised = sum(cache.promised_bytes for cache in list(_CACHES))
+    if available is not None and size_bytes + promised + MEMORY_RESERVE_BYTES > available:
         raise OutOfMemory(
-            f"cannot {what}: it needs {size_bytes >> 20} MiB, {available >> 20} MiB are available",
+            f"cannot {what}: it needs {size_bytes >> 20} MiB, {available >> 20} MiB are available"
+            + (f" and {promised >> 20} MiB of them promised" if promised else ""),
             hint="unload another model, ask for fewer tokens, or add memory",
         )
 

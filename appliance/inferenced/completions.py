@@ -5,6 +5,8 @@ one more step is computed.
 """
 
 import asyncio
+import collections
+import concurrent.futures
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -21,13 +23,14 @@ from appliance.config import Limits
 from appliance.engine.completion import CompletionRequest, Delta, complete
 from appliance.engine.generate import Prefilled
 from appliance.engine.scheduler import Job, Scheduler
-from appliance.errors import Cancelled, SkerryError
+from appliance.errors import Cancelled, SkerryError, TooManyRequests
 from appliance.inferenced.metrics import Metrics
 from appliance.inferenced.models import Loaded, ModelHost
 from appliance.inferenced.requests import ChatRequest, TextRequest, chat_jobs, text_jobs
 from appliance.inferenced.responses import DONE, Answer, Shape, event, timings
 
 T = TypeVar("T")
+B = TypeVar("B", ChatRequest, TextRequest)
 
 TIMINGS_HEADER = "x-skerry-timings"
 
@@ -84,21 +87,41 @@ class Completions:
         self._scheduler = scheduler
         self._limits = limits
         self._metrics = metrics
+        # One thread of its own: long prompts must not keep models from loading. And one caller's must not pile up.
+        self._tokenizing = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        self._preparing: collections.Counter[int] = collections.Counter()
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         body = await self._read(request, ChatRequest)
         loaded = await self._host.get(body.model, chat=True)
-        wanted = await asyncio.to_thread(chat_jobs, body, loaded)
+        wanted = await self._prepare(request, chat_jobs, body, loaded)
         return await self._answer(request, body, loaded, wanted, Shape(loaded, chat=True, logprobs=bool(body.logprobs)))
 
     async def text(self, request: Request) -> Response:
         """POST /v1/completions."""
         body = await self._read(request, TextRequest)
         loaded = await self._host.get(body.model)
-        wanted = await asyncio.to_thread(text_jobs, body, loaded)
+        wanted = await self._prepare(request, text_jobs, body, loaded)
         shape = Shape(loaded, chat=False, logprobs=body.logprobs is not None)
         return await self._answer(request, body, loaded, wanted, shape)
+
+    async def _prepare(
+        self, request: Request, make: Callable[[B, Loaded], list[CompletionRequest]], body: B, loaded: Loaded
+    ) -> list[CompletionRequest]:
+        """Tokenize a request in turn, within the caller's limit."""
+        uid = caller_of(request).uid
+        if self._preparing[uid] >= self._limits.per_caller:
+            raise TooManyRequests(
+                f"cannot take one more: uid {uid} has {self._preparing[uid]} prompts being read", retry_after_s=1
+            )
+        self._preparing[uid] += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._tokenizing, make, body, loaded)
+        finally:
+            self._preparing[uid] -= 1
+            if not self._preparing[uid]:
+                del self._preparing[uid]
 
     async def _read(self, request: Request, to: type[T]) -> T:
         limits = self._limits

@@ -3,11 +3,13 @@
 One process, three kinds of threads: the event loop talks, the engine's thread computes, helpers load and tokenize.
 """
 
+import asyncio
 import contextlib
 import datetime
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -73,8 +75,10 @@ class Daemon:
         self.host.close()
 
     def drain(self) -> None:
-        """From now on health says so; uvicorn has stopped listening."""
+        """From now on health says so; what is not complete after the drain's time ends with an error that says why."""
         self.draining = True
+        end = threading.Thread(target=self.scheduler.close, name="end", daemon=True)
+        asyncio.get_running_loop().call_later(self.config.limits.drain_timeout_s, end.start)
 
     # --- handlers -----------------------------------------------------------------------------------------------------
 
@@ -165,7 +169,8 @@ def run(config: Config) -> None:
         SkerryError: a model to preload cannot be loaded.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    # The door logs defects itself, without the text that an exception may quote.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     if not deny_network():
         log.warning("this kernel cannot deny the daemon the network: leave that to the service manager")
     listener = listen(Path(config.socket))

@@ -4,6 +4,7 @@ What this does NOT do: unload the least used model by itself when memory is shor
 """
 
 import asyncio
+import dataclasses
 import datetime
 import threading
 import time
@@ -50,6 +51,15 @@ class Loaded:
             self.session.close()
 
 
+@dataclass(frozen=True)
+class _Problem:
+    """Why a model was refused; the exception itself would keep its frames alive."""
+
+    kind: str
+    message: str
+    hint: str | None
+
+
 class ModelHost:
     """All models of one daemon, by name."""
 
@@ -66,7 +76,7 @@ class ModelHost:
         self._threads = threads
         self._loaded: dict[str, Loaded] = {}
         self._locks: dict[str, asyncio.Lock] = {}
-        self._problems: dict[str, SkerryError] = {}
+        self._problems: dict[str, _Problem] = {}
 
     @property
     def loaded(self) -> dict[str, Loaded]:
@@ -102,7 +112,7 @@ class ModelHost:
                 try:
                     self._loaded[name] = await asyncio.to_thread(self._load, name)
                 except SkerryError as e:
-                    self._problems[name] = e
+                    self._problems[name] = _Problem(e.kind, e.message, e.hint)
                     raise
                 self._problems.pop(name, None)
             return self._loaded[name]
@@ -133,6 +143,7 @@ class ModelHost:
             tokenizer = Tokenizer(
                 bytes(model.files[TOKENIZER_FILE]), bos=card.tokens.bos if card.tokens.add_bos else None
             )
+            tokenizer.cover(card.vocabulary_size)
             template = None
             if TEMPLATE_FILE in model.files:
                 words = {i: text for text, i in tokenizer.control.items()}
@@ -155,11 +166,12 @@ class ModelHost:
         Raises:
             ModelNotFound, VerificationFailed: as `get`.
         """
+        self.store.path(name)
         try:
             with await asyncio.to_thread(self._verify, name) as model:
                 described = {**self.describe(name), **_describe_package(model), "verified": True}
         except SkerryError as e:
-            self._problems[name] = e
+            self._problems[name] = _Problem(e.kind, e.message, e.hint)
             raise
         self._problems.pop(name, None)
         return {**described, "state": "loaded" if name in self._loaded else "installed", "problem": None}
@@ -192,9 +204,7 @@ class ModelHost:
         described: dict[str, Any] = {
             "name": name,
             "state": "loaded" if loaded else "refused" if problem else "installed",
-            "problem": None
-            if problem is None
-            else {"kind": problem.kind, "message": problem.message, "hint": problem.hint},
+            "problem": problem and dataclasses.asdict(problem),
             **dict.fromkeys(_PACKAGE_FIELDS),
             "loaded_at": None,
             "load_s": None,

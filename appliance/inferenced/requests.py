@@ -6,6 +6,7 @@ off than one who is told. Fields of OpenAI's that cannot change the answer (`use
 Source: OpenAI's API reference, chat completions and completions.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from appliance.inferenced.models import Loaded
 MAX_ANSWERS = 8
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 Text = Annotated[str, Meta(max_length=1 << 20)]
 StopText = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -102,9 +104,6 @@ class ChatRequest(_Common, frozen=True):
     response_format: TextFormat | None = None
 
 
-TokenIds = Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)]
-
-
 class TextRequest(_Common, frozen=True):
     """The body of POST /v1/completions. One prompt a request: text, or token ids."""
 
@@ -128,7 +127,9 @@ def chat_jobs(request: ChatRequest, loaded: Loaded) -> list[CompletionRequest]:
         )
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("cannot give top_logprobs: logprobs is not true", param="top_logprobs")
-    prompt = loaded.template.encode([m.plain() for m in request.messages])
+    messages = [m.plain() for m in request.messages]
+    _check_length("".join(m["content"] for m in messages), loaded, "messages")
+    prompt = loaded.template.encode(messages)
     top = (request.top_logprobs or 0) if request.logprobs else None
     wanted = request.max_completion_tokens or request.max_tokens
     return _jobs(request, loaded, prompt, wanted, top, "messages")
@@ -142,15 +143,28 @@ def text_jobs(request: TextRequest, loaded: Loaded) -> list[CompletionRequest]:
     """
     if request.echo:
         raise InvalidRequest("cannot echo the prompt: it is not supported", param="echo", hint="leave echo out")
-    if isinstance(request.prompt, str):
-        prompt = loaded.tokenizer.encode(request.prompt)
-        if not prompt:
-            raise InvalidRequest("cannot complete an empty prompt: this model has no first token", param="prompt")
-    elif len(request.prompt) == 1 and isinstance(request.prompt[0], str):
-        prompt = loaded.tokenizer.encode(request.prompt[0])
+    given: str | Sequence[Any] = request.prompt
+    if not isinstance(given, str) and len(given) == 1 and isinstance(given[0], str | list):
+        given = given[0]  # a batch of one
+    if isinstance(given, str):
+        _check_length(given, loaded, "prompt")
+        prompt = loaded.tokenizer.encode(given)
     else:
-        prompt = _token_ids(request.prompt, len(loaded.tokenizer))
+        prompt = _token_ids(given, len(loaded.tokenizer))
+    if not prompt:
+        raise InvalidRequest("cannot complete an empty prompt: this model has no first token", param="prompt")
     return _jobs(request, loaded, prompt, request.max_tokens, request.logprobs, "prompt")
+
+
+def _check_length(text: str, loaded: Loaded, field: str) -> None:
+    """Refuse what cannot fit whatever its tokens are, before the work of tokenizing it."""
+    context = loaded.session.card.context_length
+    if len(text.encode("utf-8", "replace")) > context * loaded.tokenizer.longest:
+        raise ContextTooLong(
+            f"cannot answer: {len(text)} characters cannot fit, the context of {loaded.name} is {context} tokens",
+            hint="shorten the prompt",
+            param=field,
+        )
 
 
 def _token_ids(prompt: Sequence[Any], vocabulary: int) -> list[int]:
@@ -197,10 +211,9 @@ def _sampling(request: _Common, loaded: Loaded) -> SamplingParams:
         value = getattr(request, name)
         return getattr(defaults, name) if value is None else value
 
-    try:
-        bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
-    except ValueError as e:
-        raise InvalidRequest("cannot use logit_bias: its keys must be token ids", param="logit_bias") from e
+    if not all(_TOKEN_ID.fullmatch(token) for token in request.logit_bias or {}):
+        raise InvalidRequest("cannot use logit_bias: its keys must be token ids", param="logit_bias")
+    bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
     sampling = SamplingParams(
         temperature=given("temperature"),
         top_p=given("top_p"),

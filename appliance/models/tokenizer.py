@@ -8,7 +8,6 @@ Source: the `tokenizers` library's file format; GPT-2's byte-to-unicode table fo
 
 import json
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import tokenizers
@@ -50,6 +49,25 @@ class Tokenizer:
         self.names = {i: t["content"] for i, t in added.items()}
         self.control = {t["content"]: i for i, t in added.items() if t.get("special")}
         self.token_bytes = _token_bytes(self._tokenizer, described, added)
+        self._longest = max(max(map(len, self.token_bytes)), max(map(len, self.names.values()), default=0))
+
+    def cover(self, vocabulary_size: int) -> None:
+        """Give ids that a model can say but the tokenizer does not know the empty text: padding of the vocabulary.
+
+        Raises:
+            CardMismatch: the tokenizer has more tokens than the model.
+        """
+        missing = vocabulary_size - len(self.token_bytes)
+        if missing < 0:
+            raise CardMismatch(
+                f"cannot use tokenizer.json: {len(self.token_bytes)} tokens, expected at most {vocabulary_size}"
+            )
+        self.token_bytes.extend([b""] * missing)
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest token."""
+        return self._longest
 
     def __len__(self) -> int:
         return len(self.token_bytes)
@@ -68,10 +86,6 @@ class Tokenizer:
         if bos and self._bos is not None and ids[:1] != [self._bos]:
             return [self._bos, *ids]
         return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Bytes of the tokens as text; invalid UTF-8 becomes U+FFFD."""
-        return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", "replace")
 
 
 def _token_bytes(tokenizer: Any, described: dict[str, Any], added: dict[int, dict[str, Any]]) -> list[bytes]:

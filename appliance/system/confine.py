@@ -18,20 +18,20 @@ import os
 import platform
 import struct
 
-_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
+_PR_SET_NO_NEW_PRIVS, _SET_MODE_FILTER, _FLAG_TSYNC = 38, 1, 1
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # classic BPF: ld abs, jeq, jge, ret
 _X32_BIT = 0x40000000
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data (little-endian)
 
-# machine -> audit architecture, number of socket(2), of io_uring_setup(2)
-_MACHINES = {"x86_64": (0xC000003E, 41, 425), "aarch64": (0xC00000B7, 198, 425)}
+# machine -> audit architecture, numbers of socket(2), io_uring_setup(2) and seccomp(2)
+_MACHINES = {"x86_64": (0xC000003E, 41, 425, 317), "aarch64": (0xC00000B7, 198, 425, 277)}
 
 
 def deny_network() -> bool:
     """Deny this process every socket family but Unix.
 
-    Must be called before other threads are started: a filter binds the calling thread and those that it starts later.
+    It binds all threads that there are (numpy starts some when it is imported) and all that will be.
 
     Returns:
         False where the kernel or the machine has no such filters; the caller should say so.
@@ -39,7 +39,8 @@ def deny_network() -> bool:
     machine = _MACHINES.get(platform.machine())
     if machine is None:
         return False
-    program = _program(*machine)
+    *numbers, seccomp_number = machine
+    program = _program(*numbers)
     libc = ctypes.CDLL(None, use_errno=True)
 
     class Program(ctypes.Structure):
@@ -48,7 +49,8 @@ def deny_network() -> bool:
     prog = Program(len(program) // 8, program)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return False
-    return bool(libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(prog), 0, 0) == 0)
+    # With TSYNC the answer is 0, or the id of a thread that could not be bound.
+    return bool(libc.syscall(seccomp_number, _SET_MODE_FILTER, _FLAG_TSYNC, ctypes.byref(prog)) == 0)
 
 
 def _program(architecture: int, socket_number: int, io_uring_number: int) -> bytes:

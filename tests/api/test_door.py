@@ -93,6 +93,7 @@ REQUESTS = [
     ("endless head", b"GET /who HTTP/1.1\r\nHost: s\r\nX: " + b"a" * 400000, 400, "invalid_request"),
     ("no such route", get("/v2/echo"), 404, "not_found"),
     ("path tricks", get("/echo/../who"), 404, "not_found"),
+    ("trailing slash", get("/who/"), 404, "not_found"),
     ("other method", get("/echo"), 405, "method_not_allowed"),
     ("unknown method", get("/who", "BREW"), 405, "method_not_allowed"),
     ("a defect behind the door", get("/broken"), 500, "internal_error"),
@@ -168,6 +169,31 @@ def test_too_many_connections_are_refused(door: Path) -> None:
     assert replies == [429] * 5
     time.sleep(0.2)
     assert exchange(door, get("/who")).status == 200
+
+
+def test_reader_that_does_not_read_is_hung_up(door: Path) -> None:
+    """A connection whose answers are never taken is closed, so that it cannot hold its place for ever."""
+    with connect(door, timeout_s=15) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        started = time.monotonic()
+        with pytest.raises(OSError):  # noqa: PT011, PT012  a reset or a broken pipe, by the moment
+            while time.monotonic() - started < 14:
+                s.sendall(b"GET /who HTTP/1.1\r\nHost: skerry\r\nX-Filling: " + b"a" * 2000 + b"\r\n\r\n")
+                time.sleep(0.0005)
+    assert time.monotonic() - started < 12
+
+
+def test_what_was_sent_is_not_sent_back(door: Path) -> None:
+    """An error names the field, shortened and cleaned, and never repeats long or odd text of the caller's."""
+    for body in (
+        b'{"text": "a", "' + b"patient <b>" * 90 + b'": 1}',
+        b'{"text": "a", "mood": "' + b"patient" * 90 + b'"}',
+    ):
+        reply = exchange(door, post("/echo", body))
+        assert reply.status == 400
+        assert len(reply.body) < 600
+        assert b"<b>" not in reply.body
+        assert b"patientpatient" not in reply.body
 
 
 def test_hanging_up_in_the_middle_harms_nobody(door: Path) -> None:

@@ -113,6 +113,18 @@ def test_memory_is_refused_in_words(session: Session, monkeypatch: pytest.Monkey
         session.new_cache(64)
 
 
+def test_memory_is_promised_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches that are not written yet count: what was promised to one is not promised to the next."""
+    each = session.cache_bytes(128)
+    room = (64 << 20) + 3 * each
+    monkeypatch.setattr("appliance.engine.session.available_memory_bytes", lambda: room)
+    held = [session.new_cache(128) for _ in range(3)]
+    with pytest.raises(OutOfMemory, match="promised"):
+        session.new_cache(128)
+    held.pop()
+    session.new_cache(128)
+
+
 def test_weights_come_from_the_verified_mapping(
     built: BuiltModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -22,6 +22,7 @@ LIMITS = Limits(body_bytes=4096, header_timeout_s=1.0, body_timeout_s=1.0, drain
 class Letter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: str
     anything: Any = None
+    mood: Literal["good", "bad"] = "good"
     count: Annotated[int, msgspec.Meta(ge=1, le=9)] = 1
 
 

@@ -60,12 +60,13 @@ print(results)
 
 
 def test_daemon_has_denied_itself_the_network(tiny_state: Path, tmp_path: Path) -> None:
-    """The running daemon is under a seccomp filter and cannot gain privileges."""
+    """Every thread of the running daemon is under a seccomp filter and cannot gain privileges."""
     shutil.copytree(tiny_state, tmp_path / "b")
     with running(tmp_path / "b") as box:
-        status = Path(f"/proc/{box.process.pid}/status").read_text()
-    assert "Seccomp:\t2" in status
-    assert "NoNewPrivs:\t1" in status
+        assert box.post("/v1/completions", ASK).status == 200  # all its threads are there
+        tasks = [p.read_text() for p in Path(f"/proc/{box.process.pid}/task").glob("*/status")]
+    assert len(tasks) > 1
+    assert all("Seccomp:\t2" in t and "NoNewPrivs:\t1" in t for t in tasks)
 
 
 def test_answers_without_any_network(tiny_state: Path, tmp_path: Path) -> None:
