@@ -78,12 +78,12 @@ def load_config(path: Path) -> Config:
     """
     config = convert(load_yaml(read_limited(path, MAX_YAML_BYTES), str(path)), Config, str(path))
     for name in ("models_dir", "keys_dir", "socket"):
-        if not Path(getattr(config, name)).is_absolute():
+        if not Path(getattr(config, name)).is_absolute() or "\0" in getattr(config, name):
             raise ConfigError(f"cannot use {path}: {name} is {getattr(config, name)!r}, expected an absolute path")
     for name in Limits.__struct_fields__:
-        if getattr(config.limits, name) <= 0:
+        if not 0 < getattr(config.limits, name) <= 1 << 30:  # not true of NaN either
             raise ConfigError(
-                f"cannot use {path}: limits.{name} is {getattr(config.limits, name)}, expected more than 0"
+                f"cannot use {path}: limits.{name} is {getattr(config.limits, name)}, expected more than 0, and finite"
             )
     if config.threads is not None and not 1 <= config.threads <= 1024:
         raise ConfigError(f"cannot use {path}: threads is {config.threads}, expected 1 to 1024")
@@ -96,6 +96,8 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("an alias (*name), expected plain values")
+        if getattr(self.peek_event(), "tag", None) is not None:  # type: ignore[no-untyped-call]
+            raise yaml.YAMLError("a tag (!name), expected plain values")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:

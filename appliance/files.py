@@ -7,6 +7,8 @@ What this does NOT protect against: a disk that lies about fsync, and another pr
 """
 
 import contextlib
+import fcntl
+import glob
 import os
 import shutil
 import stat
@@ -82,22 +84,25 @@ def publish_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     Args:
         target: the directory to create; its parent is made if missing.
         replace: whether an existing target may be replaced. There is a moment without `target` between the two renames;
-            a crash in it leaves the old one under its temporary name.
+            after a crash in it, the next call puts the old one back.
     Raises:
         FileProblem: the target exists and may not be replaced, or the disk refuses.
     """
-    if target.exists() and not replace:
-        raise FileProblem(
-            f"cannot create {target}: it exists", hint="choose another folder, or pass --force to replace it"
-        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        _sweep(target)
+        if target.exists() and not replace:
+            raise FileProblem(
+                f"cannot create {target}: it exists", hint="choose another folder, or pass --force to replace it"
+            )
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_WORK, dir=target.parent))
+        lock = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # says that somebody works here
     except OSError as e:
         raise FileProblem(
             f"cannot create {target}: {e.strerror}", hint="check that its folder is yours and has space"
         ) from e
-    old = work.with_name(work.name + ".old")
+    old = work.with_name(work.name.removesuffix(_WORK) + _OLD)
     try:
         yield work
         # Whatever the umask: readable by every daemon, writable by its owner only.
@@ -114,8 +119,31 @@ def publish_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     except OSError as e:
         raise FileProblem(f"cannot create {target}: {e.strerror}", hint="check that the disk has space") from e
     finally:
+        os.close(lock)
         if work.exists():
             shutil.rmtree(work, ignore_errors=True)
+
+
+_WORK, _OLD = ".work", ".old"
+
+
+def _sweep(target: Path) -> None:
+    """Take away what a killed process left of this target, and put back what it had moved aside."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        if left.name.endswith(_OLD):
+            if target.exists():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.rename(target)
+        elif left.name.endswith(_WORK):
+            fd = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # its process lives
+            finally:
+                os.close(fd)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def read_limited(path: Path, limit_bytes: int) -> bytes:

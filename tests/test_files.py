@@ -85,6 +85,44 @@ def test_failed_directory_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "d") == ["new"]
 
 
+def test_what_a_killed_process_left_is_taken_away(tmp_path: Path) -> None:
+    """A half directory of a dead process goes, one of a living process stays, and a target moved aside comes back."""
+    import subprocess
+    import sys
+
+    code = """
+import sys, time
+from pathlib import Path
+from appliance.files import publish_directory
+with publish_directory(Path(sys.argv[1])) as work:
+    (work / "half").write_text("x")
+    print("working", flush=True)
+    time.sleep(60)
+"""
+    living, dead = (
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "d")], stdout=subprocess.PIPE) for _ in range(2)
+    )
+    for process in (living, dead):
+        assert process.stdout
+        assert process.stdout.readline() == b"working\n"
+    dead.kill()
+    dead.communicate()
+    (tmp_path / ".e.1.old").mkdir()
+    (tmp_path / ".e.1.old" / "precious").write_text("1")
+    try:
+        with publish_directory(tmp_path / "d") as work:
+            (work / "new").write_text("x")
+        with pytest.raises(FileProblem), publish_directory(tmp_path / "e"):
+            pass
+        left = [n for n in os.listdir(tmp_path) if n.startswith(".")]
+        assert len(left) == 1
+    finally:
+        living.kill()
+        living.communicate()
+    assert os.listdir(tmp_path / "d") == ["new"]
+    assert os.listdir(tmp_path / "e") == ["precious"]
+
+
 def test_large_and_missing_files_are_refused(tmp_path: Path) -> None:
     """Reading is bounded, and errors name the file."""
     (tmp_path / "f").write_bytes(b"x" * 11)

@@ -46,7 +46,9 @@ def ask(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text, without a chat template (base models).")
     ] = False,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="S", help="Longest silence of the daemon.")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, max=86400, metavar="S", help="Longest silence of the daemon.")
+    ] = 600.0,
     stats: Annotated[bool, typer.Option("--stats", help="Print speed and counts on standard error.")] = False,
     as_json: JsonOption = False,
 ) -> None:

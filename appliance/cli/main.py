@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands: `skerry --help` must come at o
 
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -72,6 +73,10 @@ def run(arguments: list[str]) -> int:
     Returns:
         the exit code.
     """
+    _open_missing_streams()
+    # So that what a command has begun is taken away when the line drops or somebody ends it.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda n, _: sys.exit(128 + n))
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal's encoding lacks must not end the command.
         with contextlib.suppress(AttributeError):
@@ -83,7 +88,19 @@ def run(arguments: list[str]) -> int:
         # The reader has seen enough (`| head`). Python's own flush at exit must not fail on it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 1
+    except OSError as e:  # a full disk, for example
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(f"skerry: cannot write the result: {e.strerror}", file=sys.stderr)
+        code = 1
     return code
+
+
+def _open_missing_streams() -> None:
+    """Where the caller closed a stream (`>&-`), write to nowhere."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  open until the end
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
 
 
 def _invoke(arguments: list[str]) -> int:

@@ -16,7 +16,7 @@ from typing import TextIO
 _KEPT = "\t\n"
 _C0_C1 = [c for c in (*range(0x20), *range(0x7F, 0xA0)) if chr(c) not in _KEPT]
 # Line and paragraph separators, and the characters that reorder what stands beside them.
-_INVISIBLE = [0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_INVISIBLE = [0x061C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _ESCAPES: dict[int, str | None] = {
     **{c: f"\\x{c:02x}" for c in _C0_C1},
     **{c: f"\\u{c:04x}" for c in _INVISIBLE},

@@ -9,6 +9,7 @@ formed. Access to the socket's folder is what keeps others out.
 Source: OpenAI's API reference (chat completions, completions); WHATWG HTML, server-sent events, section 9.2.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,6 +78,11 @@ def _generate(path: str, body: dict[str, Any], model: str | None, options: Optio
 
 
 def _encode(body: dict[str, Any]) -> bytes:
+    for name, value in body.items():
+        if isinstance(value, float) and not math.isfinite(
+            value
+        ):  # JSON would carry it as null, which means the default
+            raise InvalidRequest(f"cannot send the request: {name} is {value}, expected a finite number", param=name)
     try:
         return msgspec.json.encode(body)
     except UnicodeEncodeError as e:  # half of a surrogate pair: what Python makes of bytes that are not UTF-8

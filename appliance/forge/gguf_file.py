@@ -20,7 +20,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from appliance.errors import BuildError
-from appliance.forge.weights import Floats, Hyperparameters, SourceTokenizer, Weights, apart
+from appliance.forge.weights import Floats, Hyperparameters, SourceTokenizer, Weights, apart, require_finite
 
 _MAGIC, _VERSION = b"GGUF", 3
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -129,8 +129,9 @@ class GgufWeights(Weights):
             return self.rows(name, 0, t.shape[0])[start:stop]
         if len(t.shape) == 1:  # vectors are one row in the file
             values = self._decode(t, 0, t.row_bytes).reshape(-1)[start:stop]
-            return np.ascontiguousarray(values)
+            return require_finite(np.ascontiguousarray(values), name)
         values = self._decode(t, start * t.row_bytes, stop * t.row_bytes).reshape(stop - start, *t.shape[1:])
+        require_finite(values, name)
         return apart(values, heads) if heads else values
 
     def close(self) -> None:

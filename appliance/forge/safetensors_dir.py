@@ -19,7 +19,7 @@ import numpy as np
 
 from appliance.errors import BuildError
 from appliance.files import read_limited
-from appliance.forge.weights import Floats, Hyperparameters, SourceTokenizer, Weights
+from appliance.forge.weights import Floats, Hyperparameters, SourceTokenizer, Weights, require_finite
 
 _MAX_HEADER_BYTES = 16 << 20
 _MAX_CONFIG_BYTES, _MAX_TOKENIZER_BYTES = 1 << 20, 64 << 20
@@ -122,7 +122,7 @@ class SafetensorsWeights(Weights):
             values = raw.astype(np.float32)
         if self.hyperparameters.architecture == "gemma3" and name.endswith("_norm.weight"):
             values = values + np.float32(1)  # published as the difference from one
-        return values.reshape(stop - start, *t.shape[1:])
+        return require_finite(values, name).reshape(stop - start, *t.shape[1:])
 
     def close(self) -> None:
         """Close the files."""
@@ -204,7 +204,7 @@ def _canonical(published: str, h: Hyperparameters) -> str:
 def _json(path: Path, limit_bytes: int = _MAX_CONFIG_BYTES) -> dict[str, Any]:
     try:
         return msgspec.json.decode(read_limited(path, limit_bytes), type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise BuildError(f"cannot read {path.name}: {e}, expected a JSON object", hint=_DAMAGED) from e
 
 

@@ -159,6 +159,20 @@ def open_weights(path: Path) -> Weights:
     )
 
 
+def require_finite(values: Floats, name: str) -> Floats:
+    """Let numbers through.
+
+    Raises:
+        BuildError: one is infinite or none: a quantized package would hide it, and its answers would be noise.
+    """
+    if not np.isfinite(values).all():
+        raise BuildError(
+            f"cannot use tensor {name}: it has values that are not finite, expected numbers",
+            hint="the weights are damaged, or were saved in the middle of a failed training",
+        )
+    return values
+
+
 def apart(rows: NDArray[np.float32], heads: int) -> Floats:
     """Reorder the rows of Q or K from neighbouring rotary pairs (ggml's llama) to halves (first half, second half).
 

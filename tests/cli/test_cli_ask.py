@@ -44,9 +44,9 @@ QUESTIONS = [
     ("argument", ["hi"], b"not read", "hi"),
     ("pipe", [], b"from a pipe\n", "from a pipe"),
     ("dash", ["-"], b"from a pipe\n", "from a pipe"),
-    ("argument and file", ["what is it?", "-f", "FILE"], b"", "what is it?\n\nthe file"),
-    ("pipe and file", ["-", "-f", "FILE"], b"question", "question\n\nthe file"),
-    ("two files", ["q", "-f", "FILE", "-f", "FILE"], b"", "q\n\nthe file\n\nthe file"),
+    ("argument and file", ["what is it?", "-f", "FILE"], b"", "the file\n\nwhat is it?"),
+    ("pipe and file", ["-", "-f", "FILE"], b"question", "the file\n\nquestion"),
+    ("two files", ["q", "-f", "FILE", "-f", "FILE"], b"", "the file\n\nthe file\n\nq"),
     ("byte order mark", ["-"], b"\xef\xbb\xbfhi", "hi"),
 ]
 
