@@ -200,3 +200,12 @@ def test_chat_model_without_a_template_is_refused(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "source")
     (source / "chat_template.jinja").unlink()
     refused(tmp_path, source, "no chat template")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    """One NaN or infinity in a tensor is refused by the tensor's name: quantized it would only look like noise."""
+    up = np.ones((128, 64), np.float32)
+    up[7, 9] = value
+    path = tiny_gguf.write(tmp_path / "tiny.gguf", extra={"blk.0.ffn_up.weight": up})
+    refused(tmp_path, path, "blk.0.ffn_up.weight.*not finite")

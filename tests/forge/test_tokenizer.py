@@ -20,7 +20,9 @@ def check(path: Path, name: str) -> None:
         ids = tokenizer.encode(case["text"])
         assert ids == case["tokens"], case["text"]
         # The visible space is the one character that SentencePiece cannot tell from a space.
-        assert b"".join(tokenizer.token_bytes[i] for i in ids).decode() == (case["text"].replace("\u2581", " ") if name == "gemma3" else case["text"])
+        assert b"".join(tokenizer.token_bytes[i] for i in ids).decode() == (
+            case["text"].replace("\u2581", " ") if name == "gemma3" else case["text"]
+        )
 
 
 def test_smollm2_tokenizes_like_llama_cpp(smollm2: built_models.BuiltModel) -> None:
