@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands: `skerry --help` must come at o
 """
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -116,12 +117,20 @@ def _invoke(arguments: list[str]) -> int:
         _show_details()
         output.report(e)
         return e.exit_code
+    except OSError as e:
+        if e.filename is None and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise  # from writing the result: files of ours have errors of their own
+        return _defect(e)
     except Exception as e:  # noqa: BLE001  the last resort: a defect, told without a traceback
-        _show_details()
-        output.note(f"skerry: internal error: {type(e).__name__}: {e}")
-        output.note("hint: run it again with SKERRY_DEBUG=1 set, and report what it prints")
-        return 1
+        return _defect(e)
     return 0
+
+
+def _defect(error: Exception) -> int:
+    _show_details()
+    output.note(f"skerry: internal error: {type(error).__name__}: {error}")
+    output.note("hint: run it again with SKERRY_DEBUG=1 set, and report what it prints")
+    return 1
 
 
 def _show_details() -> None:

@@ -46,4 +46,5 @@ def test_full_disk_is_named(tmp_path: Path) -> None:
     run = subprocess.run(f"{SKERRY} --version > /dev/full", shell=True, capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert "No space left" in run.stderr
+    assert "internal error" not in run.stderr
     assert "Traceback" not in run.stderr

@@ -16,6 +16,8 @@ from appliance.api.routes import Route, assemble, caller_of
 from appliance.api.server import listen, serve
 from appliance.config import Limits
 
+BIG = 8 << 20
+
 LIMITS = Limits(body_bytes=4096, header_timeout_s=1.0, body_timeout_s=1.0, drain_timeout_s=5.0, connections=16)
 
 
@@ -44,6 +46,10 @@ async def broken(request: Request) -> Response:
     raise RuntimeError(request.url.query)
 
 
+async def big(request: Request) -> Response:
+    return Response(b"x" * BIG)
+
+
 async def slow(request: Request) -> Response:
     await asyncio.sleep(1.5)
     return JSONResponse({"slept": True})
@@ -56,6 +62,7 @@ if __name__ == "__main__":
         Route("GET", "/admin", Role.ADMIN, admin),
         Route("GET", "/broken", None, broken),
         Route("GET", "/slow", None, slow),
+        Route("GET", "/big", None, big),
     ]
     listener = listen(Path(sys.argv[1]))
     try:

@@ -215,12 +215,12 @@ def test_hanging_up_cancels_within_a_token(box: Box) -> None:
 def test_hanging_up_after_an_extra_byte_cancels_too(box: Box) -> None:
     """A byte after the request must not keep the daemon from seeing that its caller left."""
     before = box.wait_idle()["requests"]["cancelled"]
-    body = json.dumps(chat(max_tokens=200, n=4, logit_bias={"257": -100})).encode()
+    body = json.dumps(chat(max_tokens=200, n=8, logit_bias={"257": -100})).encode()
     with connect(box.socket) as s:
         s.sendall(post("/v1/chat/completions", body))
-        time.sleep(0.03)
+        time.sleep(0.1)
         s.sendall(b"G")
-        time.sleep(0.03)
+        time.sleep(0.05)
     assert box.wait_idle()["requests"]["cancelled"] > before
 
 
