@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -30,7 +31,7 @@ class Screen:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # Ctrl-C then reaches it as a signal
+            preexec_fn=_at_a_terminal,
             env=kept | {"HOME": str(home), "TERM": term, "LANG": "C.UTF-8"} | environment,
         )
         os.close(theirs)
@@ -70,3 +71,9 @@ class Screen:
             return False
         self.seen += data.decode("utf-8", "replace")
         return bool(data)
+
+
+def _at_a_terminal() -> None:
+    """Take the terminal: Ctrl-C is a signal then, also where the tests run in the background and ignore it."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
