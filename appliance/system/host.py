@@ -29,11 +29,6 @@ def resident_bytes(pid: int | str = "self") -> int | None:
     return _status_kilobytes(f"/proc/{pid}/status", "VmRSS")
 
 
-def peak_resident_bytes(pid: int | str = "self") -> int | None:
-    """Highest resident memory that a process has had, in bytes (VmHWM)."""
-    return _status_kilobytes(f"/proc/{pid}/status", "VmHWM")
-
-
 def available_memory_bytes() -> int | None:
     """Memory that can be had without swapping, in bytes (MemAvailable, cut by the cgroup's limit)."""
     available = _status_kilobytes("/proc/meminfo", "MemAvailable")
