@@ -1,0 +1,1 @@
+"""The kit: what the station puts together, and what install.sh accepts."""
