@@ -9,12 +9,14 @@ What this does NOT protect against: a disk that lies about fsync, and another pr
 import contextlib
 import fcntl
 import glob
+import itertools
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from appliance.errors import FileProblem
 
@@ -144,6 +146,39 @@ def _sweep(target: Path) -> None:
             finally:
                 os.close(fd)
             shutil.rmtree(left, ignore_errors=True)
+
+
+class OwnershipProblem(NamedTuple):
+    """What was found, and the program and its arguments that mend it."""
+
+    found: str
+    program: str
+    arguments: str
+
+
+def ownership_problem(info: os.stat_result) -> OwnershipProblem | None:
+    """Say what is wrong with something that only root and this user should be able to change; None if nothing is."""
+    if info.st_mode & 0o022:
+        return OwnershipProblem(f"mode {stat.S_IMODE(info.st_mode):04o} lets others change it", "chmod", " go-w")
+    if info.st_uid not in (0, os.geteuid()):
+        found = f"it belongs to uid {info.st_uid}, expected root or uid {os.geteuid()}"
+        return OwnershipProblem(found, "chown", "")
+    return None
+
+
+def snapshot(folder: Path) -> tuple[object, ...]:
+    """What the kernel says of a flat folder and its first thousand entries; another value after any change to them.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    with os.scandir(folder) as entries:
+        found = sorted((e.name, _identity(e.stat(follow_symlinks=False))) for e in itertools.islice(entries, 1000))
+    return (_identity(folder.lstat()), *found)
+
+
+def _identity(i: os.stat_result) -> tuple[int, ...]:
+    return (i.st_dev, i.st_ino, i.st_mode, i.st_uid, i.st_nlink, i.st_size, i.st_mtime_ns, i.st_ctime_ns)
 
 
 def read_limited(path: Path, limit_bytes: int) -> bytes:

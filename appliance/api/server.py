@@ -101,7 +101,13 @@ def _remove_stale(path: Path) -> None:
     raise OSError(errno.EADDRINUSE, "another daemon listens there")
 
 
-def serve(app: Starlette, listener: Listener, limits: Limits, on_drain: Callable[[], None]) -> None:
+def serve(
+    app: Starlette,
+    listener: Listener,
+    limits: Limits,
+    on_drain: Callable[[], None],
+    beat: Callable[[], object] = lambda: notify("WATCHDOG=1"),
+) -> None:
     """Serve until a signal says to end, then drain. Blocks; to be called from the main thread.
 
     Args:
@@ -109,11 +115,12 @@ def serve(app: Starlette, listener: Listener, limits: Limits, on_drain: Callable
         listener: from `listen`.
         limits: of time, size and number.
         on_drain: called once when the drain begins.
+        beat: called while the event loop turns, as often as the service manager's watchdog wants to hear of it.
     """
     watchdog_s = watchdog_interval_s()
 
     async def alive() -> None:
-        notify("WATCHDOG=1")
+        beat()
 
     config = uvicorn.Config(
         app,

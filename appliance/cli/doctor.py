@@ -25,11 +25,8 @@ from appliance.files import Progress
 if TYPE_CHECKING:
     from appliance.config import Config
 
-# Moves with every release. A clock that shows less has lost its battery or was never set.
-RELEASED = datetime.date(2026, 11, 1)
 ENOUGH_DISK = 2 << 30
 ENOUGH_MEMORY = 1 << 30
-MUCH_IN_THE_FUTURE = datetime.timedelta(days=20 * 365)
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -81,7 +78,8 @@ def examine(chosen: Box, *, quick: bool = False, update: Progress) -> list[Findi
         config = chosen.config()
     except SkerryError as e:
         return [*findings, Finding("configuration", "fail", e.message, e.hint), *_daemon(chosen)]
-    findings += [_guarded("disk", lambda: _disk(config)), _guarded("keys", lambda: _keys(config))]
+    findings += [_guarded("disk", lambda: _disk(config)), *_filesystems(chosen)]
+    findings += [_guarded("keys", lambda: _keys(config))]
     if not quick:
         findings += _models(config, update)
     return findings + _daemon(chosen)
@@ -150,13 +148,13 @@ def _memory() -> Finding:
 
 
 def _clock() -> Finding:
+    from appliance.system import clock
+
     now = datetime.datetime.now(datetime.UTC)
     found = now.strftime("%Y-%m-%d %H:%M UTC")
     mend = "set it: date -u -s 'YYYY-MM-DD HH:MM', then hwclock -w; a clock that forgets has an empty battery"
-    if now.date() < RELEASED:
-        return Finding("clock", "fail", f"{found}, before this release of {RELEASED}", mend)
-    if now.date() > RELEASED + MUCH_IN_THE_FUTURE:
-        return Finding("clock", "fail", f"{found}, 20 years after this release", mend)
+    if (doubt := clock.doubt(now)) is not None:
+        return Finding("clock", "fail", f"{found}, {doubt}", mend)
     return Finding("clock", "ok", found)
 
 
@@ -183,6 +181,23 @@ def _disk(config: "Config") -> Finding:
     if usage.free < ENOUGH_DISK:
         return Finding("disk", "warn", found, "may be too little for another model")
     return Finding("disk", "ok", found)
+
+
+def _filesystems(chosen: Box) -> list[Finding]:
+    """The levels of `skerry disk status`."""
+    from appliance.cli.disk import settings_of, used
+    from appliance.system import disk
+
+    try:
+        survey = disk.survey(settings_of(chosen))
+    except SkerryError as e:
+        return [Finding("filesystem", "fail", e.message, e.hint)]
+    levels: dict[str, Level] = {"ok": "ok", "warn": "warn", "critical": "fail"}
+    found = [
+        Finding("filesystem", levels[f.level], f"{f.mount_point} ({', '.join(f.places)}): {used(f)} full", f.next_step)
+        for f in survey.found
+    ]
+    return found + [Finding("filesystem", "fail", e.message, e.hint) for e in survey.problems]
 
 
 def _keys(config: "Config") -> Finding:

@@ -5,7 +5,6 @@ Everything heavy is imported inside the commands: `skerry --help` must come at o
 """
 
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -15,9 +14,9 @@ from typing import Annotated
 import typer
 
 from appliance import __version__
-from appliance.cli import ask, chat, doctor, key, model, output, serve, status
+from appliance.cli import ask, chat, console, disk, doctor, key, model, output, receipt, serve, status
 from appliance.cli.box import Box
-from appliance.errors import SkerryError
+from appliance.cli.outcome import outcome
 
 app = typer.Typer(
     name="skerry",
@@ -32,8 +31,11 @@ app.command()(chat.chat)
 app.command(short_help="Show what the daemon does, and its models.")(status.status)
 app.command(short_help="Check this machine, and how to mend it.")(doctor.doctor)
 app.command()(serve.serve)
+app.command(short_help="A prompt for operators, without a shell.")(console.console)
 app.add_typer(model.app, name="model")
 app.add_typer(key.app, name="key")
+app.add_typer(disk.app, name="disk")
+app.add_typer(receipt.app, name="receipt")
 
 
 def _print_version(wanted: bool) -> None:
@@ -47,7 +49,7 @@ def _options(
     ctx: typer.Context,
     state_dir: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A box in a folder, run by hand. [env: SKERRY_STATE_DIR]"),
+        typer.Option(metavar="DIR", help="A box in a folder. [env: SKERRY_STATE_DIR]"),
     ] = None,
     socket: Annotated[
         Path | None, typer.Option(metavar="PATH", help="The daemon's socket. [env: SKERRY_SOCKET]")
@@ -83,7 +85,7 @@ def run(arguments: list[str]) -> int:
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        code = _invoke(arguments)
+        code = outcome(lambda: app(arguments, prog_name="skerry"))
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has seen enough (`| head`). Python's own flush at exit must not fail on it again.
@@ -102,39 +104,3 @@ def _open_missing_streams() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  open until the end
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
-
-
-def _invoke(arguments: list[str]) -> int:
-    try:
-        app(arguments, prog_name="skerry")
-    except SystemExit as e:  # how the parser reports usage errors, help and typer.Exit
-        return e.code if isinstance(e.code, int) else 0
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        raise
-    except SkerryError as e:
-        _show_details()
-        output.report(e)
-        return e.exit_code
-    except OSError as e:
-        if e.filename is None and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            raise  # from writing the result: files of ours have errors of their own
-        return _defect(e)
-    except Exception as e:  # noqa: BLE001  the last resort: a defect, told without a traceback
-        return _defect(e)
-    return 0
-
-
-def _defect(error: Exception) -> int:
-    _show_details()
-    output.note(f"skerry: internal error: {type(error).__name__}: {error}")
-    output.note("hint: run it again with SKERRY_DEBUG=1 set, and report what it prints")
-    return 1
-
-
-def _show_details() -> None:
-    if os.environ.get("SKERRY_DEBUG") == "1":
-        import traceback
-
-        output.note(traceback.format_exc())

@@ -8,7 +8,7 @@ import typer
 
 from appliance.cli.box import JsonOption, ModelArgument, PassphraseOption, box
 from appliance.cli.output import bars, count, emit, emit_json, fields, note, number, progress, size, table
-from appliance.errors import DaemonUnreachable, MissingFile
+from appliance.errors import DaemonUnreachable, InvalidRequest, MissingFile
 
 if TYPE_CHECKING:
     from appliance.models.card import Card
@@ -154,6 +154,11 @@ def verify(
     A folder is verified here. A NAME is verified by the daemon, as at every load.
     """
     folder = Path(package)
+    if folder.is_file():
+        raise InvalidRequest(
+            f"cannot verify {package}: a file, expected a package's folder, or an installed model's name",
+            hint=f"the signature covers the whole folder: skerry model verify {folder.absolute().parent}",
+        )
     if keys is None and not folder.is_dir() and "/" not in package:
         with box(ctx).client() as client:
             found = client.verify(package)
@@ -170,6 +175,36 @@ def verify(
     else:
         rows = [("verified", name), ("size", size(total)), ("key id", key_id), ("digest", digest)]
         emit("\n".join(fields(rows)))
+
+
+@app.command(short_help="Copy signed packages into the box's models directory.")
+def install(
+    ctx: typer.Context,
+    packages: Annotated[list[Path], typer.Argument(metavar="PACKAGE...", help="Folders of signed model packages.")],
+    keys: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Trusted keys, *.pub; default: the box's key directory.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and compare, write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy packages into the box's models directory, each only if a trusted key signed all of it.
+
+    What is there with the same content stays untouched. A model in memory is the older one until it is loaded again.
+    """
+    from appliance.models.install import install as install_package
+    from appliance.models.store import Store
+    from appliance.trust.keys import KeySet
+
+    config = box(ctx).config()
+    trusted, store, done = KeySet.from_directory(keys or Path(config.keys_dir)), Store(Path(config.models_dir)), []
+    for package in packages:
+        with progress() as update:
+            done.append(install_package(package, store, trusted, dry_run=dry_run, progress=update))
+        word = ("would install" if dry_run else "installed") if done[-1].changed else "unchanged"
+        if not as_json:
+            emit("\n".join(fields([(word, done[-1].name), ("digest", done[-1].root_digest)], 13)))
+    if as_json:
+        emit_json({"models": done})
 
 
 @app.command()

@@ -1,12 +1,16 @@
-"""`skerry serve`: run the inference daemon in the foreground, for systemd or by hand."""
+"""`skerry serve`: run the inference daemon in the foreground, for systemd or by hand; or check that it could."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from appliance.cli.box import box
+from appliance.cli.output import emit, fields, note
 from appliance.errors import ConfigError, FileProblem
+
+if TYPE_CHECKING:
+    from appliance.config import Config
 
 
 def serve(
@@ -21,6 +25,7 @@ def serve(
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Configuration; default: /etc/skerry/config.yaml.")
     ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether the daemon could start so.")] = False,
 ) -> None:
     """Run the inference daemon until SIGTERM.
 
@@ -35,7 +40,8 @@ def serve(
     if folder and config:
         raise ConfigError("cannot serve: both --state-dir and --config, expected one of them")
     if folder:
-        _prepare(folder)
+        if not check:
+            _prepare(folder)
         settings = Config.default(folder)
     elif config or CONFIG_PATH.exists():
         settings = load_config(config or CONFIG_PATH)
@@ -50,9 +56,41 @@ def serve(
     if threads:
         settings = msgspec.structs.replace(settings, threads=threads)
 
+    if check:
+        _check(settings)
+        return
+
     from appliance.inferenced.main import run
 
     run(settings)
+
+
+def _check(settings: "Config") -> None:
+    """Look at what the configuration names, and change nothing: `validate` of Ansible's copy and template.
+
+    Raises:
+        ConfigError: the daemon could not start, or would refuse every model because of its key directory.
+        FileProblem: the models directory cannot be read.
+    """
+    from appliance.models.store import Store
+    from appliance.trust.keys import KeySet
+
+    models, store = Path(settings.models_dir), Store(Path(settings.models_dir))
+    if not models.is_dir():
+        raise ConfigError(
+            f"cannot serve: models_dir {models} is not there, expected a folder", hint=f"mkdir -p -m 755 {models}"
+        )
+    names, keys = store.names(), KeySet.from_directory(Path(settings.keys_dir))
+    for name in settings.preload:
+        if name not in names:
+            raise ConfigError(
+                f"cannot serve: preload names {name!a}, which is not installed",
+                hint=f"install it, or take it out of preload; installed: {', '.join(names) or 'none'}",
+            )
+    rows = [("models", f"{len(names)} in {models}"), ("keys", f"{len(keys)} trusted in {settings.keys_dir}")]
+    emit("\n".join(fields([*rows, ("preload", ", ".join(settings.preload) or "none"), ("socket", settings.socket)])))
+    if not len(keys):
+        note(f"note: no trusted key in {settings.keys_dir}: every model will be refused")
 
 
 def _prepare(folder: Path) -> None:

@@ -36,9 +36,18 @@ def safe_json(text: str) -> str:
     return text.translate(_JSON_ESCAPES)
 
 
+_far = False
+
+
+def assume_far_terminal() -> None:
+    """From now on every stream may end at a terminal: behind ssh, a pipe does."""
+    global _far
+    _far = True
+
+
 def for_stream(text: str, stream: TextIO) -> str:
     """Make text safe if it goes to a terminal; into files and pipes it goes as it is."""
-    return safe(text) if stream.isatty() else text
+    return safe(text) if _far or stream.isatty() else text
 
 
 def columns() -> int:

@@ -5,11 +5,14 @@ and get one step each, round after round, so that a short answer never waits for
 caller by caller, not first come first served, so that nobody's pile delays another's single question. What does not
 fit is refused at once with an honest time to try again.
 
+The thread keeps a heartbeat: `silent_s` says how long it has had work and finished no step.
+
 What this does NOT do: make several rows of one batch. Steps of different jobs run one after the other.
 """
 
 import collections
 import logging
+import math
 import threading
 import time
 import traceback
@@ -18,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from appliance.errors import Cancelled, InternalError, ShuttingDown, SkerryError, TooManyRequests
+from appliance.system.watchdog import Heartbeat
 
 log = logging.getLogger("skerry.engine")
 
@@ -75,6 +79,7 @@ class Scheduler:
         self._closing = False
         self._rejected = self._cancelled = self._finished = 0
         self._typical_s = _TYPICAL_S
+        self._heartbeat = Heartbeat()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -115,6 +120,12 @@ class Scheduler:
         with self._lock:
             return Load(len(self._active), self._queued(), self._rejected, self._cancelled, self._finished)
 
+    def silent_s(self) -> float:
+        """Seconds since the last finished step while there is work; infinite if the thread died."""
+        if not self._thread.is_alive() and not self._closing:
+            return math.inf
+        return self._heartbeat.silent_s()
+
     def close(self) -> None:
         """End the thread; jobs that are still there end with `ShuttingDown`."""
         with self._lock:
@@ -140,7 +151,9 @@ class Scheduler:
         while True:
             with self._lock:
                 while not self._closing and not self._active and not self._waiting:
+                    self._heartbeat.rest()
                     self._lock.wait()
+                self._heartbeat.start()
                 if self._closing:
                     left = self._active + [j for q in self._waiting.values() for j in q]
                     self._active, self._waiting = [], collections.OrderedDict()
@@ -149,6 +162,7 @@ class Scheduler:
                 active = list(self._active)
             for job in active:
                 self._step(job)
+                self._heartbeat.step()
         for job in left:
             _emit(job, ShuttingDown("the daemon shut down before the answer was complete"))
 

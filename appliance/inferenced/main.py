@@ -30,8 +30,12 @@ from appliance.inferenced.metrics import CONTENT_TYPE, Metrics
 from appliance.inferenced.models import ModelHost
 from appliance.system.confine import deny_network
 from appliance.system.host import resident_bytes, usable_cpus
+from appliance.system.watchdog import Watchdog
 
 log = logging.getLogger("skerry.inferenced")
+
+STALL_S = 60.0
+"""No step of the engine takes that long: the longest, 256 tokens of a prompt, takes seconds on a slow processor."""
 
 
 class Daemon:
@@ -180,6 +184,6 @@ def run(config: Config) -> None:
             loaded = daemon.host.preload(name)
             log.info("loaded %s, signed by %s, in %.2f s", name, loaded.session.model.key_id[:16], loaded.load_s)
         log.info("skerry %s listens on %s", __version__, listener.socket.getsockname())
-        serve(daemon.app(), listener, config.limits, daemon.drain)
+        serve(daemon.app(), listener, config.limits, daemon.drain, Watchdog(daemon.scheduler.silent_s, STALL_S).beat)
     finally:
         listener.close()

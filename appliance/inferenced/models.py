@@ -1,5 +1,7 @@
 """Models in memory: loaded on demand, verified at every load, kept while somebody uses them.
 
+A refusal is remembered until the package or the keys change.
+
 What this does NOT do: unload the least used model by itself when memory is short; it refuses to load another one.
 """
 
@@ -13,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from appliance.engine.session import Session
-from appliance.errors import InvalidRequest, ModelNotFound, SkerryError
+from appliance.errors import InvalidRequest, ModelNotFound, SkerryError, VerificationFailed, error_class
+from appliance.files import snapshot
 from appliance.models.package import TEMPLATE_FILE, TOKENIZER_FILE, VerifiedModel, open_verified
 from appliance.models.store import Store
 from appliance.models.template import ChatTemplate
@@ -77,6 +80,7 @@ class ModelHost:
         self._loaded: dict[str, Loaded] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._problems: dict[str, _Problem] = {}
+        self._refused: dict[str, tuple[object, _Problem]] = {}
 
     @property
     def loaded(self) -> dict[str, Loaded]:
@@ -109,13 +113,34 @@ class ModelHost:
         self.store.path(name)  # before a lock is made for a name that is none
         async with self._locks.setdefault(name, asyncio.Lock()):
             if name not in self._loaded:
+                seen = self._seen(name)  # before the work: a change during it is a change
+                self._refuse_again(name, seen)
                 try:
                     self._loaded[name] = await asyncio.to_thread(self._load, name)
                 except SkerryError as e:
                     self._problems[name] = _Problem(e.kind, e.message, e.hint)
+                    if isinstance(e, VerificationFailed):
+                        self._refused[name] = (seen, self._problems[name])
                     raise
                 self._problems.pop(name, None)
             return self._loaded[name]
+
+    def _refuse_again(self, name: str, seen: object) -> None:
+        """A package that was refused stays so until it or the keys change: no caller can have it hashed over and over.
+
+        An operator's `verify` does the work every time.
+        """
+        before, problem = self._refused.pop(name, (None, None))
+        if problem is not None and seen is not None and seen == before:
+            self._refused[name] = (before, problem)
+            raise error_class(problem.kind)(problem.message, hint=problem.hint)
+
+    def _seen(self, name: str) -> object:
+        """What a refusal depends on; none if that cannot be told."""
+        try:
+            return (snapshot(self.store.path(name)), snapshot(self._keys_dir))
+        except OSError:
+            return None
 
     def _only(self, *, chat: bool) -> str:
         # The template's presence is a hint for choosing, nothing more; the card decides after it is verified.

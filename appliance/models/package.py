@@ -44,7 +44,7 @@ from appliance.errors import (
     Unsigned,
     VerificationFailed,
 )
-from appliance.files import Progress, no_progress, write_durably
+from appliance.files import Progress, no_progress, ownership_problem, write_durably
 from appliance.models import onnx_external
 from appliance.models.card import Card, is_legal_name, parse
 from appliance.trust import oms
@@ -315,15 +315,10 @@ def _check_plain(shown: str, info: os.stat_result) -> None:
 
 
 def _check_owner(shown: str, info: os.stat_result) -> None:
-    if info.st_mode & 0o022:
+    if (problem := ownership_problem(info)) is not None:
         raise UnsafeFile(
-            f"cannot use {shown}: mode {stat.S_IMODE(info.st_mode):04o} lets others change it while it is in use",
-            hint="run `chmod -R go-w` on the package",
-        )
-    if info.st_uid not in (0, os.geteuid()):
-        raise UnsafeFile(
-            f"cannot use {shown}: it belongs to uid {info.st_uid}, expected root or uid {os.geteuid()}",
-            hint="run `chown -R` on the package",
+            f"cannot use {shown}: {problem.found}",
+            hint=f"run `{problem.program} -R{problem.arguments}` on the package, after checking who put it there",
         )
 
 

@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance.errors import BadSignature, ConfigError, FileProblem, InvalidRequest, SkerryError
-from appliance.files import sync_directory, write_durably
+from appliance.files import ownership_problem, sync_directory, write_durably
 
 MAX_KEY_BYTES = 16 * 1024
 PUBLIC_KEY_SUFFIX = ".pub"
@@ -134,18 +134,19 @@ class PrivateKey:
     _key: ec.EllipticCurvePrivateKey
 
     @classmethod
-    def load(cls, path: Path, passphrase: bytes | None = None) -> "PrivateKey":
+    def load(cls, path: Path, passphrase: bytes | None = None, *, credential: bool = False) -> "PrivateKey":
         """Read a private key as PEM (PKCS#8, or the older "EC PRIVATE KEY").
 
         Args:
             path: the file; it must not be readable by group or others.
             passphrase: as given to `save`; none for a key that is not encrypted.
+            credential: the service manager handed it over: root's, with an ACL for this user, which stat shows as group.
         Raises:
             FileProblem: it cannot be read, or others may read it.
             InvalidRequest: not a key, not P-256, or the passphrase is wrong, missing or superfluous.
         """
         data, info = _read(path)
-        if info.st_mode & 0o077:
+        if info.st_mode & (0o037 if credential else 0o077):
             raise FileProblem(
                 f"cannot use key {path}: mode {stat.S_IMODE(info.st_mode):04o} lets others read it, expected 0600",
                 hint=f"run `chmod 600 {path}`; if others have had it, make a new key",
@@ -284,15 +285,10 @@ def _trusted_key(path: Path, directory: int, name: str) -> PublicKey | None:
 
 
 def _check_owner(what: str, info: os.stat_result) -> None:
-    if info.st_mode & 0o022:
+    if (problem := ownership_problem(info)) is not None:
         raise ConfigError(
-            f"cannot use {what}: mode {stat.S_IMODE(info.st_mode):04o} lets others change it",
-            hint="run `chmod go-w` on it",
-        )
-    if info.st_uid not in (0, os.geteuid()):
-        raise ConfigError(
-            f"cannot use {what}: it belongs to uid {info.st_uid}, expected root or uid {os.geteuid()}",
-            hint="run `chown` on it, after checking who put it there",
+            f"cannot use {what}: {problem.found}",
+            hint=f"run `{problem.program}{problem.arguments}` on it, after checking who put it there",
         )
 
 

@@ -17,27 +17,25 @@ Source: https://github.com/ossf/model-signing-spec v1.0; Sigstore bundle v0.3 (s
 protocol.md; in-toto Attestation Framework, Statement v1.
 """
 
-import base64
-import binascii
 import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from appliance.errors import MalformedSignature, UnknownKey
+from appliance.errors import MalformedSignature
+from appliance.trust import dsse
+from appliance.trust.dsse import Hex256, Strict
 from appliance.trust.keys import KeySet, PrivateKey
 
-MAX_BUNDLE_BYTES = 1 << 20
+MAX_BUNDLE_BYTES = dsse.MAX_BYTES
 SIGNATURE_FILE = "model.sig"
 
 _BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
-_PAYLOAD_TYPE = "application/vnd.in-toto+json"
-_STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 _PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 
 # What model-signing skips by default. None of it is skipped here: these paths are hidden, and hidden files are refused.
@@ -47,7 +45,11 @@ _MAX_PATH = 255
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 _MAX_MODEL_NAME = 255
 
-T = TypeVar("T")
+_READER = dsse.Reader(
+    "signature",
+    hint="sign the package again with `skerry model sign`",
+    key_hint="put the signer's public key into the key directory if you trust it",
+)
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,7 @@ def sign(digests: Mapping[str, str], name: str, key: PrivateKey) -> bytes:
     bundle = {
         "mediaType": _BUNDLE_TYPE,
         "verificationMaterial": {"publicKey": {"hint": key.public().key_id}, "tlogEntries": []},
-        "dsseEnvelope": {
-            "payload": base64.b64encode(payload).decode("ascii"),
-            "payloadType": _PAYLOAD_TYPE,
-            "signatures": [{"sig": base64.b64encode(key.sign(_pae(payload))).decode("ascii"), "keyid": ""}],
-        },
+        "dsseEnvelope": dsse.seal(payload, key),
     }
     return json.dumps(bundle, separators=(",", ":")).encode("ascii")
 
@@ -103,7 +101,7 @@ def make_statement(digests: Mapping[str, str], name: str) -> bytes:
     """
     paths = sorted(digests, key=_sort_key)
     statement = {
-        "_type": _STATEMENT_TYPE,
+        "_type": dsse.STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": _root_digest([digests[path] for path in paths])}}],
         "predicateType": _PREDICATE_TYPE,
         "predicate": {
@@ -136,89 +134,59 @@ def verify(bundle: bytes, keys: KeySet) -> Statement:
         UnknownKey: the key that it names is not trusted.
         BadSignature: the key that it names did not sign it.
     """
-    envelope = _parse(bundle, _Bundle, "bundle")
-    hint = envelope.verification_material.public_key.hint
-    dsse = envelope.dsse_envelope
-    if len(dsse.signatures) != 1:
-        raise _malformed(f"{len(dsse.signatures)} signatures, expected exactly one")
-    # The id inside the envelope is as unsigned as the hint; if both are there, they must not contradict each other.
-    if dsse.signatures[0].keyid not in ("", hint):
-        raise _malformed("two key ids that differ")
-    key = keys.get(hint)
-    if key is None:
-        raise UnknownKey(
-            f"cannot trust signature: it was made with key {hint[:16]}, expected one of {len(keys)} trusted keys",
-            hint="put the signer's public key into the key directory if you trust it",
-        )
-    payload = _decode_base64(dsse.payload)
-    key.verify(_pae(payload), _decode_base64(dsse.signatures[0].sig))
+    read = _READER.parse(bundle, _Bundle, "bundle")
+    hint = read.verification_material.public_key.hint
+    payload, key = _READER.open(read.dsse_envelope, hint, keys)
     return _read_statement(payload, key.key_id)
 
 
 # --- the layers -------------------------------------------------------------------------------------------------------
 
-_Hex256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+
+class _PublicKeyHint(Strict, frozen=True, kw_only=True):
+    hint: Hex256
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Every field known, none twice, nothing converted."""
-
-
-class _PublicKeyHint(_Strict, frozen=True, kw_only=True):
-    hint: _Hex256
-
-
-class _VerificationMaterial(_Strict, frozen=True, kw_only=True, rename="camel"):
+class _VerificationMaterial(Strict, frozen=True, kw_only=True, rename="camel"):
     public_key: _PublicKeyHint
     # A transparency log cannot be checked behind an air gap, so an entry is not understood rather than ignored.
     tlog_entries: Annotated[list[Any], msgspec.Meta(max_length=0)] = msgspec.field(default_factory=list)
 
 
-class _Signature(_Strict, frozen=True, kw_only=True):
-    sig: str
-    keyid: str = ""
-
-
-class _Envelope(_Strict, frozen=True, kw_only=True, rename="camel"):
-    payload: str
-    payload_type: Literal["application/vnd.in-toto+json"]
-    signatures: list[_Signature]
-
-
-class _Bundle(_Strict, frozen=True, kw_only=True, rename="camel"):
+class _Bundle(Strict, frozen=True, kw_only=True, rename="camel"):
     media_type: Literal["application/vnd.dev.sigstore.bundle.v0.3+json"]
     verification_material: _VerificationMaterial
-    dsse_envelope: _Envelope
+    dsse_envelope: dsse.Envelope
 
 
-class _Digest(_Strict, frozen=True, kw_only=True):
-    sha256: _Hex256
+class _Digest(Strict, frozen=True, kw_only=True):
+    sha256: Hex256
 
 
-class _Subject(_Strict, frozen=True, kw_only=True):
+class _Subject(Strict, frozen=True, kw_only=True):
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=_MAX_MODEL_NAME)]
     digest: _Digest
 
 
-class _Resource(_Strict, frozen=True, kw_only=True):
+class _Resource(Strict, frozen=True, kw_only=True):
     name: str
     algorithm: Literal["sha256"]
-    digest: _Hex256
+    digest: Hex256
 
 
-class _Serialization(_Strict, frozen=True, kw_only=True):
+class _Serialization(Strict, frozen=True, kw_only=True):
     method: Literal["files"]
     hash_type: Literal["sha256"]
     allow_symlinks: bool
     ignore_paths: list[str] = msgspec.field(default_factory=list)
 
 
-class _Predicate(_Strict, frozen=True, kw_only=True):
+class _Predicate(Strict, frozen=True, kw_only=True):
     serialization: _Serialization
     resources: Annotated[list[_Resource], msgspec.Meta(min_length=1)]
 
 
-class _InToto(_Strict, frozen=True, kw_only=True, rename={"type_": "_type", "predicate_type": "predicateType"}):
+class _InToto(Strict, frozen=True, kw_only=True, rename={"type_": "_type", "predicate_type": "predicateType"}):
     type_: Literal["https://in-toto.io/Statement/v1"]
     subject: Annotated[list[_Subject], msgspec.Meta(min_length=1, max_length=1)]
     predicate_type: Literal["https://model_signing/signature/v1.0"]
@@ -231,7 +199,7 @@ def _read_statement(payload: bytes, key_id: str) -> Statement:
     Raises:
         MalformedSignature: see `verify`.
     """
-    statement = _parse(payload, _InToto, "statement")
+    statement = _READER.parse(payload, _InToto, "statement")
     serialization, resources = statement.predicate.serialization, statement.predicate.resources
     if serialization.allow_symlinks:
         raise _malformed("allow_symlinks is true, expected false")
@@ -273,57 +241,10 @@ def _root_digest(digests: list[str]) -> str:
         raise ValueError("a digest that is not hexadecimal") from e
 
 
-def _pae(payload: bytes) -> bytes:
-    """DSSE's pre-authentication encoding: binds the type and both lengths to the payload."""
-    return b"DSSEv1 %d %s %d %s" % (len(_PAYLOAD_TYPE), _PAYLOAD_TYPE.encode("ascii"), len(payload), payload)
-
-
-# --- strict JSON and base64 -------------------------------------------------------------------------------------------
-
-
-def _parse(data: bytes, to: type[T], what: str) -> T:
-    if len(data) > MAX_BUNDLE_BYTES:
-        raise _malformed(f"a {what} of {len(data)} bytes, expected at most {MAX_BUNDLE_BYTES}")
-    try:
-        # Decoded here: json.loads would guess UTF-16 and UTF-32 as well.
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as e:
-        # An over-deep document is a RecursionError; its text would say nothing to an operator.
-        reason = "nested too deeply" if isinstance(e, RecursionError) else str(e)
-        raise _malformed(f"a {what} that is not strict JSON ({reason[:200]})") from e
-    try:
-        return msgspec.convert(value, to)
-    except msgspec.ValidationError as e:
-        raise _malformed(f"a {what} of another kind ({str(e)[:200]})") from e
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in pairs}) != len(pairs):
-        raise ValueError("a key twice in one object")
-    return dict(pairs)
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"the constant {name}")
-
-
-def _decode_base64(text: str) -> bytes:
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as e:
-        raise _malformed("text that is not base64") from e
-    # One spelling only: unused bits in the last character would let two files hold the same signature.
-    if base64.b64encode(data).decode("ascii") != text:
-        raise _malformed("base64 that is not in its canonical form")
-    return data
-
-
 def _shown(text: str) -> str:
     """Quote foreign text for an error: short, and without control characters that a terminal would obey."""
     return ascii(text if len(text) <= 80 else text[:80] + "...")
 
 
 def _malformed(found: str) -> MalformedSignature:
-    return MalformedSignature(
-        f"cannot use signature: found {found}", hint="sign the package again with `skerry model sign`"
-    )
+    return _READER.malformed(found)

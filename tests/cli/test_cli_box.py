@@ -8,6 +8,7 @@ import pytest
 
 from appliance import __version__
 from appliance.cli import doctor
+from appliance.system import clock, disk
 from appliance.trust import keys
 from tests.fakes.daemon import model_body, says_json, status_body
 from tests.fakes.package import make_tiny_package
@@ -71,16 +72,18 @@ def findings(skerry, folder, *options):
     return result.code, {f["check"]: f for f in json.loads(result.out)["findings"]}
 
 
-def test_a_well_box(skerry, folder, daemon):
+def test_a_well_box(skerry, folder, daemon, monkeypatch):
     """All checks are well, the code is 0, and the screen fits."""
     (folder / "run" / "inference.sock").symlink_to(daemon.path)
     daemon.says("GET", "/skerry/v1/status", status_body(version=__version__))
+    roomy = disk.FileSystem("/", ("data", "log", "root"), 9 << 30, 8 << 30, 10, 1, "ok", None)
+    monkeypatch.setattr(disk, "survey", lambda settings: disk.Survey((roomy,), ()))
     code, found = findings(skerry, folder)
     assert {c: f for c, f in found.items() if f["level"] == "fail"} == {}
     assert code == 0
     assert found["model"]["found"].startswith("good: verified")
     assert set(found) == {
-        "python", "runtime", "processor", "memory", "clock", "station", "disk", "keys", "model", "daemon"
+        "python", "runtime", "processor", "memory", "clock", "station", "disk", "filesystem", "keys", "model", "daemon"
     }  # fmt: skip
     result = skerry("--state-dir", folder, "doctor")
     assert result.code == 0
@@ -139,9 +142,9 @@ def test_a_key_directory_that_others_can_write(skerry, folder):
 
 CLOCKS = [
     ("1970", datetime.date(1970, 1, 1), "fail"),
-    ("the day before the release", doctor.RELEASED - datetime.timedelta(days=1), "fail"),
-    ("the day of the release", doctor.RELEASED, "ok"),
-    ("ten years later", doctor.RELEASED + datetime.timedelta(days=3650), "ok"),
+    ("the day before the release", clock.RELEASED - datetime.timedelta(days=1), "fail"),
+    ("the day of the release", clock.RELEASED, "ok"),
+    ("ten years later", clock.RELEASED + datetime.timedelta(days=3650), "ok"),
     ("2099", datetime.date(2099, 1, 1), "fail"),
 ]
 
@@ -289,3 +292,64 @@ def test_serve_nothing(skerry, tmp_path, served, monkeypatch):
     result = skerry("serve")
     assert (result.code, served) == (2, [])
     assert "hint: by hand: skerry serve --state-dir DIR" in result.err
+
+
+@pytest.fixture
+def configured(tmp_path, folder):
+    """Write the configuration of the folder's box, and return its path."""
+
+    def write(**changes):
+        fields = {"models_dir": folder / "models", "keys_dir": folder / "keys", "socket": folder / "run" / "s.sock"}
+        file = tmp_path / "config.yaml"
+        file.write_text("".join(f"{k}: {v}\n" for k, v in (fields | changes).items()))
+        return file
+
+    return write
+
+
+def test_check_of_a_good_configuration(skerry, configured, served, folder):
+    """--check says what it found, starts nothing and makes nothing."""
+    result = skerry("serve", "--check", "--config", configured(preload="[good]"))
+    assert (result.code, result.err, served) == (0, "", [])
+    told = [f"models 1 in {folder}/models", f"keys 1 trusted in {folder}/keys", "preload good"]
+    assert " ".join(result.out.split()) == " ".join([*told, f"socket {folder}/run/s.sock"])
+    assert not (folder / "run" / "s.sock").exists()
+
+
+def test_check_without_keys(skerry, configured, folder):
+    """No key at all is legal and refuses every model: it passes, with a note."""
+    (folder / "keys" / "station.pub").unlink()
+    result = skerry("serve", "--check", "--config", configured())
+    assert result.code == 0
+    assert "every model will be refused" in result.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"nonsense": 1}, "nonsense"),
+        ({"threads": 0}, "threads is 0"),
+        ({"models_dir": "/nonexistent/models"}, "models_dir /nonexistent/models is not there"),
+        ({"keys_dir": "/nonexistent/keys"}, "cannot use key directory /nonexistent/keys"),
+        ({"preload": "[good, other]"}, "preload names 'other', which is not installed"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_check_of_a_configuration_that_would_not_start(skerry, configured, served, changes, found):
+    """What would end the daemon's start, or refuse every model, is found before: code 2."""
+    result = skerry("serve", "--check", "--config", configured(**changes))
+    assert (result.code, result.out, served) == (2, "", [])
+    assert found in result.err
+
+
+def test_check_of_a_key_that_is_none(skerry, configured, folder):
+    """One key file that cannot be read refuses the whole directory."""
+    (folder / "keys" / "other.pub").write_text("hello")
+    assert skerry("serve", "--check", "--config", configured()).code == 2
+
+
+def test_check_of_a_folder_makes_nothing(skerry, tmp_path, served):
+    """With --state-dir, the folder that a start would make is not made."""
+    assert skerry("serve", "--check", "--state-dir", tmp_path / "new").code == 2
+    assert served == []
+    assert not (tmp_path / "new").exists()

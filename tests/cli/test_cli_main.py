@@ -25,6 +25,9 @@ COMMANDS = [
     ["key", "new"],
     ["key", "show"],
     ["model"],
+    ["console"],
+    *(["disk", verb] for verb in ("status", "watch")),
+    *(["receipt", verb] for verb in ("write", "verify", "show")),
     *(["model", verb] for verb in ("build", "evaluate", "sign", "verify", "inspect", "list", "load", "unload")),
 ]
 

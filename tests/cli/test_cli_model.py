@@ -110,6 +110,40 @@ def test_a_changed_package_is_refused(skerry, tmp_path, package, key):
     assert "tokenizer.json" in result.err
 
 
+def test_install(skerry, tmp_path, package, key):
+    """`install` puts signed packages into a box, says what changed, and leaves them alone the second time."""
+    box = ("--state-dir", tmp_path / "box")
+    arguments = ("model", "install", package, "--keys", tmp_path / "trusted")
+    skerry("model", "sign", package, "--key", tmp_path / "demo.key")
+    assert skerry(*box, *arguments, "--dry-run").out.startswith("would install  tiny\n")
+    assert not (tmp_path / "box").exists()
+    assert skerry(*box, *arguments).out.startswith("installed      tiny\n")
+    assert skerry(*box, *arguments).out.startswith("unchanged      tiny\n")
+    assert json.loads(skerry(*box, *arguments, "--json").out)["models"][0]["changed"] is False
+    assert (
+        skerry(
+            "--state-dir", tmp_path / "box", "model", "verify", tmp_path / "box" / "models" / "tiny", *arguments[3:]
+        ).code
+        == 0
+    )
+
+
+def test_install_of_an_unsigned_package(skerry, tmp_path, package, key):
+    """Without a signature nothing is written; the exit code is that of a failed verification."""
+    result = skerry("--state-dir", tmp_path / "box", "model", "install", package, "--keys", tmp_path / "trusted")
+    assert result.code == 5
+    assert not (tmp_path / "box").exists()
+
+
+def test_verify_of_a_file_of_a_package(skerry, daemon, package, key):
+    """A file is not a package: that is said, with the folder to name, and the daemon is not asked for such a model."""
+    result = skerry("model", "verify", package / "card.yaml")
+    assert (result.code, result.out) == (2, "")
+    assert "a file, expected a package's folder" in result.err
+    assert f"skerry model verify {package}\n" in result.err
+    assert daemon.requests == []
+
+
 def test_the_box_has_its_own_keys(skerry, tmp_path, package, key):
     """Without --keys the key directory of the box decides."""
     sign_package(package, key)

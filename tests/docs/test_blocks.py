@@ -1,5 +1,6 @@
 """The commands and programs that the documentation shows, run as a reader would run them."""
 
+import datetime
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,13 +8,17 @@ from pathlib import Path
 import pytest
 
 from appliance.forge import source
+from appliance.receipt import folder as receipts
+from appliance.trust.keys import generate
 from tests.docs.blocks import ROOT, RUN, SHOWN, blocks, pages, run
 from tests.fakes.box import Box, running
 from tests.fakes.built_models import smollm2, tiny_recipe, write_tiny
+from tests.receipt.test_receipt_statement import STATE
 
 ON_A_BOX = ("README.md", "docs/how-to/use-curl.md", "docs/how-to/use-the-openai-sdk.md")
 BY_HAND = ("docs/tutorial/first-answer.md", "docs/how-to/rotate-a-model-key.md")
 ON_A_STATION = ("docs/how-to/bring-your-own-weights.md",)
+WITH_A_RECEIPT = ("docs/reference/receipt.md",)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +53,22 @@ def test_own_weights_become_a_package(page: str, tmp_path: Path) -> None:
     run([ROOT / page], tmp_path, {})
 
 
+@pytest.mark.parametrize("page", WITH_A_RECEIPT)
+def test_receipt_is_verified_with_other_tools(page: str, tmp_path: Path) -> None:
+    """What the page shows verifies a real receipt with jq and openssl, and refuses one of another key."""
+    if shutil.which("jq") is None:
+        pytest.skip("not run: jq is not installed")
+    key = generate()
+    done = receipts.write(tmp_path, STATE, key, datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC))
+    run([ROOT / page], tmp_path, {"RECEIPT": done.path.name})
+    generate().public().save(tmp_path / "box.pub")
+    with pytest.raises(AssertionError, match="failed"):
+        run([ROOT / page], tmp_path, {"RECEIPT": done.path.name})
+
+
 def test_no_block_that_runs_is_forgotten() -> None:
     """Every page with a block that can run is in one of the lists above, and every block's language is a known one."""
-    listed = {*ON_A_BOX, *BY_HAND, *ON_A_STATION}
+    listed = {*ON_A_BOX, *BY_HAND, *ON_A_STATION, *WITH_A_RECEIPT}
     for page in pages():
         for block in blocks(page):
             assert block.language in RUN | SHOWN, f"{block.where}: {block.language!r} is neither run nor only shown"

@@ -1,5 +1,6 @@
 """The scheduler: turns, limits, cancelling, and defects that stay where they are."""
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -197,3 +198,45 @@ def test_closing_ends_everything() -> None:
     assert isinstance(waiting.outcome, ShuttingDown)
     with pytest.raises(ShuttingDown):
         submit(scheduler, 1, iter(()))
+
+
+def test_silence_is_that_of_a_step_that_hangs(scheduler: Scheduler) -> None:
+    """At rest there is no silence, while steps are finished hardly any; during a step that hangs it grows."""
+    gate, hang = threading.Event(), threading.Event()
+    assert scheduler.silent_s() == 0
+
+    def steps() -> Iterator[int]:
+        while not hang.is_set():
+            time.sleep(0.01)
+            yield 1
+        gate.wait(20)
+
+    _, job = submit(scheduler, 1, steps())
+    time.sleep(0.5)
+    assert scheduler.silent_s() < 0.3
+    hang.set()
+    time.sleep(0.5)
+    assert scheduler.silent_s() > 0.3
+    _, other = submit(scheduler, 2, iter([1]))  # a request that comes now does not hide it
+    assert scheduler.silent_s() > 0.3
+    gate.set()
+    assert job.done.wait(5)
+    assert other.done.wait(5)
+    wait_for(scheduler, running=0)
+    assert scheduler.silent_s() == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_dead_thread_is_silent_for_ever() -> None:
+    """If the engine's thread itself ends, no work will ever be done: the silence is infinite at once."""
+    scheduler = Scheduler(running=1, queued=1, per_caller=1)
+
+    def steps() -> Iterator[int]:
+        yield 1
+        raise SystemExit
+
+    submit(scheduler, 1, steps())
+    scheduler._thread.join(5)
+    assert scheduler.silent_s() == math.inf
+    scheduler.close()
+    assert scheduler.silent_s() < math.inf
