@@ -1,0 +1,40 @@
+#!/bin/bash
+# Bring into force what the role hardening has put on the disk. Safe to run at any time. Names on stdout what it changes
+# for good; loading what is loaded already is no change.
+set -euo pipefail
+
+container=
+if systemd-detect-virt --container --quiet; then container=yes; fi
+
+systemctl daemon-reload
+
+# A password of root, if there is one, grows old (ANSSI-BP-028 R31).
+if [ "$(getent shadow root | cut -d: -f5)" != 365 ]; then
+    echo "root's password lasts 365 days"
+    chage --maxdays 365 root
+fi
+
+# Kernel settings. A container may set those of its own network, the others belong to its host.
+if [ -n "$container" ]; then
+    /lib/systemd/systemd-sysctl --prefix=/net /etc/sysctl.d/90-skerry.conf
+else
+    /lib/systemd/systemd-sysctl /etc/sysctl.d/90-skerry.conf
+fi
+
+# A driver that is loaded already stays until nobody uses it: what hangs on it now may be in use.
+if [ -z "$container" ]; then
+    for module in uas usb-storage firewire-ohci firewire-core; do
+        if modprobe --dry-run "$module" 2>/dev/null || [ -e /run/skerry-usb-window ]; then continue; fi
+        modprobe --remove "$module" 2>/dev/null || true
+    done
+fi
+
+systemctl --quiet enable tmp.mount
+systemctl restart systemd-remount-fs.service
+systemd-tmpfiles --create /etc/tmpfiles.d/skerry-hardening.conf
+
+if [ -z "$container" ]; then
+    systemctl --quiet is-active auditd || systemctl start auditd
+    # Immutable rules are read again at the next boot.
+    auditctl -s | grep -q '^enabled 2' || augenrules --load >/dev/null
+fi
