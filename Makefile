@@ -4,11 +4,12 @@
 VENV    := .venv
 PY      := $(VENV)/bin/python
 STAMPS  := $(VENV)/.stamps
+SCRIPTS := kit/install.sh scripts/setup.sh
 PYTEST  := $(PY) -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format bench bench-peer clean
+.PHONY: help demo kit image test test-all check format bench bench-peer clean
 
 help: ## show this
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,10 +17,16 @@ help: ## show this
 demo: $(STAMPS)/station ## build, sign, serve and ask a real model
 	@$(PY) examples/demo.py
 
+kit: $(STAMPS)/station $(STAMPS)/kit ## all that a box needs in one folder for a stick; ARGS="--suite bookworm" for one Debian
+	@$(PY) -m kit.build $(ARGS)
+
+image: $(STAMPS)/station $(STAMPS)/vm ## a bootable disk image and a root tarball with Skerry on it; as root
+	@$(PY) -m images.build $(ARGS)
+
 test: $(STAMPS)/dev check ## lints and the default tests, under 20 minutes on 2 cores
 	$(PYTEST) -m "not slow"
 
-test-all: $(STAMPS)/dev check ## everything, the slow ones too
+test-all: $(STAMPS)/dev $(STAMPS)/vm check ## everything, the slow ones too
 	$(PYTEST)
 
 check: $(STAMPS)/dev ## ruff, mypy, the import rules
@@ -27,6 +34,8 @@ check: $(STAMPS)/dev ## ruff, mypy, the import rules
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/shellcheck $(SCRIPTS)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ansible-lint --offline -q
 
 format: $(STAMPS)/dev ## let ruff format the code
 	$(VENV)/bin/ruff format .

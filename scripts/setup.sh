@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Set up a virtual environment: `setup.sh station` to build and run models, `setup.sh dev` to test too, `setup.sh peer`
-# for the llama.cpp that `make bench` compares with. Called by make; safe to run again.
+# Set up a virtual environment and what it needs of Debian's packages. Called by make; safe to run again.
+#   setup.sh station   build and run models          setup.sh dev    test too, containers included
+#   setup.sh kit       build kits                    setup.sh vm     build images, test in virtual machines
+#   setup.sh peer      the llama.cpp that `make bench` compares with
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -42,6 +44,22 @@ make_venv() {
     "$python" -m venv "$venv"
 }
 
+# Install the packages of "command:package" pairs whose command is missing.
+need_commands() {
+    local pair missing=()
+    for pair in "$@"; do
+        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || [ -e "${pair%%:*}" ] || missing+=("${pair##*:}")
+    done
+    [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}"
+}
+
+for_kits=(gpg:gpg gpg-agent:gpg-agent gpgv:gpgv apt-ftparchive:apt-utils
+    /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring)
+for_containers=(mmdebstrap:mmdebstrap systemd-nspawn:systemd-container ssh:openssh-client ssh-keygen:openssh-client
+    socat:socat nft:nftables ip:iproute2)
+for_machines=(qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils /usr/share/OVMF:ovmf mcopy:mtools mkfs.vfat:dosfstools
+    sfdisk:fdisk mke2fs:e2fsprogs /usr/lib/systemd/boot/efi/systemd-bootx64.efi:systemd-boot-efi)
+
 case "${1:-}" in
 station)
     make_venv .venv
@@ -50,19 +68,25 @@ station)
     ;;
 dev)
     make_venv .venv
-    command -v curl >/dev/null && command -v strace >/dev/null || install_packages curl strace
+    need_commands curl:curl strace:strace "${for_kits[@]}" "${for_containers[@]}"
     say "installing the developers' packages"
     .venv/bin/python -m pip install --quiet --editable '.[station,dev]'
     mkdir -p .venv/.stamps && touch .venv/.stamps/station
     ;;
+kit)
+    need_commands "${for_kits[@]}"
+    ;;
+vm)
+    need_commands "${for_kits[@]}" "${for_containers[@]}" "${for_machines[@]}"
+    ;;
 peer)
     make_venv .venv-peer
-    command -v g++ >/dev/null && command -v cmake >/dev/null || install_packages g++ cmake make
+    need_commands g++:g++ cmake:cmake make:make
     say "building llama.cpp from its source package; this takes some 12 minutes on 2 cores"
     CMAKE_ARGS="-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON" CMAKE_BUILD_PARALLEL_LEVEL="$(nproc)" \
         .venv-peer/bin/python -m pip install --quiet --no-binary llama-cpp-python 'llama-cpp-python==0.3.36'
     ;;
 *)
-    die "unknown set-up '${1:-}': expected station, dev or peer"
+    die "unknown set-up '${1:-}': expected station, dev, kit, vm or peer"
     ;;
 esac

@@ -8,7 +8,9 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 import pytest
+import typer.main
 
+from appliance.cli import console, main
 from appliance.config import Config, Limits, load_config
 from appliance.errors import SkerryError, VerificationFailed, every_error
 from appliance.forge import recipe
@@ -17,7 +19,9 @@ from appliance.inferenced.main import Daemon
 from appliance.inferenced.requests import ChatRequest, TextRequest
 from appliance.models import package
 from appliance.models.card import Card
-from tests.docs import commands
+from appliance.receipt.statement import Predicate
+from appliance.system import disk
+from tests.docs import commands, variables
 from tests.docs.blocks import ROOT, blocks
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -139,7 +143,11 @@ def test_every_file_of_a_package_is_documented() -> None:
 
 @pytest.mark.parametrize(
     ("page", "heading", "struct"),
-    [("model-package.md", "The card", Card), ("recipes.md", "Fields", recipe._Fields)],
+    [
+        ("model-package.md", "The card", Card),
+        ("recipes.md", "Fields", recipe._Fields),
+        ("receipt.md", "What it says", Predicate),
+    ],
 )
 def test_every_field_of_card_and_recipe_is_documented(page: str, heading: str, struct: type[msgspec.Struct]) -> None:
     """Paths of all fields; a list or an optional part has a row of its own and one for each field."""
@@ -177,9 +185,35 @@ def test_every_recipe_is_documented() -> None:
     assert_same(found, [p.name for p in (ROOT / "models").glob("*.yaml")], "recipes")
 
 
+def test_every_command_of_the_console_is_documented() -> None:
+    """Commands, options and arguments that the console offers."""
+    tree = console.offered(typer.main.get_command(main.app))
+    expected = []
+    for words in console._OFFERED:
+        command: Any = tree
+        for word in words.split():
+            command = command.commands[word]
+        expected.append((words, {max(p.opts, key=len) if p.opts[0][0] == "-" else p.metavar for p in command.params}))
+    found = [(words, set(options.replace("`", "").split())) for words, options in table("console.md", "Commands")]
+    assert_same(found, expected, "console")
+
+
+def test_every_watermark_is_documented() -> None:
+    """Fields and defaults of disk.yaml."""
+    found = [(name, default) for name, default, _ in table("configuration.md", "Watermarks of the disks")]
+    s = disk.Settings()
+    defaults = {"places": ", ".join(s.places)}
+    assert_same(found, [(f, defaults.get(f, str(getattr(s, f)))) for f in s.__struct_fields__], "disk.yaml")
+
+
 def test_commands_page_is_what_the_commands_say() -> None:
     """commands.md is generated: python -m tests.docs.commands > docs/reference/commands.md"""
     assert (REFERENCE / "commands.md").read_text(encoding="utf-8") == commands.render()
+
+
+def test_variables_page_is_what_the_roles_say() -> None:
+    """variables.md is generated: python -m tests.docs.variables > docs/reference/variables.md"""
+    assert (REFERENCE / "variables.md").read_text(encoding="utf-8") == variables.render()
 
 
 def test_every_dependency_is_documented() -> None:

@@ -1,0 +1,1 @@
+"""Provisioning of real booted boxes from a real kit."""

@@ -1,0 +1,250 @@
+"""The lockout guard: a change that locks everybody out undoes itself, and only a fresh login stops that."""
+
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hosts import process
+from tests.provision.conftest import Keys, Kit
+from tests.provision.hardened import SITE_NETWORK, Hardened, provisioned_box
+
+ELSEWHERE = "203.0.113.0/24"
+SECONDS = 5
+PAST = SECONDS + 2
+STATE = "/var/lib/skerry/lockout"
+
+
+@pytest.fixture(scope="module")
+def hardened(kit: Kit, keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hardened]:
+    with provisioned_box(kit, keys, tmp_path_factory.mktemp("lockout")) as found:
+        yield found
+
+
+@pytest.fixture
+def box(hardened: Hardened) -> Iterator[Hardened]:
+    """The box with nothing waiting, before and after."""
+    if hardened.box.exists(f"{STATE}/armed"):
+        log_in(hardened)
+    assert hardened.lockout("status") == "in force\n"
+    staged = hardened.box.run("tar -C /etc/skerry/guarded -cf /root/guarded.tar . && sha256sum /root/guarded.tar").stdout
+    assert staged
+    yield hardened
+    hardened.box.run("tar -C /etc/skerry/guarded -xf /root/guarded.tar")
+    hardened.lockout("apply --seconds 0")
+    hardened.box.run(f"systemctl stop skerry-lockout-revert.timer; rm -rf {STATE}/* /run/skerry-lockout.*", check=False)
+
+
+def log_in(hardened: Hardened, *, from_outside: bool = False) -> None:
+    """Log in by SSH as the rescue account, and out; sshd closes the session a moment after the client is gone."""
+    time.sleep(1.1)  # a login in the second of the change is not told from one before it
+    assert hardened.box.ssh("rescue", hardened.keys.rescue, "id -un", from_outside=from_outside).stdout == "rescue\n"
+    end = time.monotonic() + 5
+    while hardened.box.exists(f"{STATE}/armed") and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def bad_change(hardened: Hardened) -> None:
+    """A firewall that lets in another site."""
+    hardened.change_staged("/etc/nftables.conf", SITE_NETWORK, ELSEWHERE)
+
+
+def harmless_change(hardened: Hardened) -> None:
+    """A setting of sshd that nobody notices."""
+    hardened.change_staged("/etc/ssh/sshd_config", "LoginGraceTime 30", "LoginGraceTime 31")
+
+
+def grace(hardened: Hardened) -> str:
+    """The setting that `harmless_change` changes, as it is in force."""
+    return hardened.box.run("sshd -T | grep -i logingracetime").stdout.split()[1]
+
+
+def test_provisioning_arms_the_guard(hardened: Hardened) -> None:
+    """After the first run a change waits for a login, its end is told in seconds since 1970, and a login confirms it."""
+    left = int(hardened.box.read("/run/skerry-lockout.deadline")) - time.time()
+    assert 10 * 60 < left <= 15 * 60
+    assert "waiting" in hardened.log
+    log_in(hardened, from_outside=True)
+    assert hardened.lockout("status") == "in force\n"
+    assert not hardened.box.exists("/run/skerry-lockout.deadline")
+
+
+def test_a_bad_change_is_undone(box: Hardened) -> None:
+    """A firewall that shuts the site out goes back to what it was after the time, and a marker says why."""
+    before = box.box.read("/etc/nftables.conf")
+    assert box.door_is_open()
+    bad_change(box)
+    assert "etc/nftables.conf" in box.lockout(f"apply --seconds {SECONDS}")
+    assert not box.door_is_open()
+    time.sleep(PAST)
+    assert box.door_is_open()
+    assert box.box.read("/etc/nftables.conf") == before
+    assert "nobody logged in" in box.box.read(f"{STATE}/reverted")
+    assert "reverted" in box.lockout("status", check=False)
+    log_in(box, from_outside=True)
+
+
+def test_a_bad_change_of_pam_is_undone(box: Hardened) -> None:
+    """A session stack that lets nobody in is undone too: a login that fails is no login."""
+    box.change_staged("/etc/pam.d/common-session", "pam_unix.so", "pam_deny.so")
+    box.lockout(f"apply --seconds {SECONDS}")
+    time.sleep(1.1)
+    assert box.box.ssh("rescue", box.keys.rescue, "true", check=False).returncode != 0
+    assert box.box.exists(f"{STATE}/armed")
+    time.sleep(PAST)
+    log_in(box)
+
+
+def test_a_fresh_login_keeps_the_change(box: Hardened) -> None:
+    """A login after the change keeps it for good."""
+    harmless_change(box)
+    box.lockout(f"apply --seconds {SECONDS}")
+    log_in(box, from_outside=True)
+    time.sleep(PAST)
+    assert grace(box) == "31"
+    assert box.lockout("status") == "in force\n"
+
+
+def pam(hardened: Hardened, service: str, *types: str, stay_s: float = 0) -> bool:
+    """Call the guard as PAM does, from one process; whether a change still waits."""
+    calls = "; ".join(f"PAM_TYPE={type_} skerry-lockout confirm" for type_ in types)
+    hardened.box.run(f"export PAM_USER=root PAM_SERVICE={service}; {calls}; sleep {stay_s}")
+    return hardened.box.exists(f"{STATE}/armed")
+
+
+def test_a_login_on_the_console_keeps_the_change(box: Hardened) -> None:
+    """A session of login(1) counts as well as sshd's; those of sudo and cron do not, nor one that ended at once."""
+    harmless_change(box)
+    box.lockout("apply --seconds 60")
+    assert pam(box, "sudo", "open_session", "close_session")
+    assert pam(box, "cron", "open_session", "close_session")
+    assert pam(box, "login", "close_session")
+    assert pam(box, "login", "open_session")
+    assert not pam(box, "login", "open_session", "close_session")
+
+
+def test_a_login_counts_while_it_lasts(box: Hardened) -> None:
+    """Nobody has to log out: a session that is still there after three seconds confirms the change."""
+    harmless_change(box)
+    box.lockout("apply --seconds 60")
+    assert not pam(box, "login", "open_session", stay_s=5)
+
+
+def test_an_old_session_does_not_keep_the_change(box: Hardened, tmp_path: Path) -> None:
+    """A session from before the change proves nothing, nor does another one over its connection."""
+    control = f"-oControlPath={tmp_path}/c"
+    argv = box.box.ssh_argv("rescue", box.keys.rescue)
+    master = subprocess.Popen([argv[0], "-M", "-N", control, *argv[1:]], stderr=subprocess.DEVNULL)
+    over_it = [argv[0], control, "-oControlMaster=no", *argv[1:], "id -un"]
+    try:
+        end = time.monotonic() + 20
+        while not (tmp_path / "c").exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        harmless_change(box)
+        box.lockout(f"apply --seconds {SECONDS}")
+        assert subprocess.check_output(over_it, text=True, timeout=20) == "rescue\n"
+        assert box.box.exists(f"{STATE}/armed")
+        time.sleep(PAST)
+        assert grace(box) == "30"
+    finally:
+        master.terminate()
+        master.wait(10)
+
+
+def test_a_connection_from_before_does_not_keep_the_change(box: Hardened) -> None:
+    """Who connected before the change and gives the key only after it has seen none of the new rules."""
+    argv = box.box.ssh_argv("rescue", box.keys.rescue)
+    slow = [re.sub("ProxyCommand=(.*)", r"ProxyCommand=sh -c '(sleep 3; cat) | \1'", a) for a in argv]
+    assert slow != argv
+    late = subprocess.Popen([*slow, "id -un"], stdout=subprocess.PIPE, text=True)
+    try:
+        time.sleep(1)
+        harmless_change(box)
+        box.lockout("apply --seconds 8")
+        assert late.communicate(timeout=30)[0] == "rescue\n"
+        assert box.box.exists(f"{STATE}/armed")
+    finally:
+        process.kill_tree(late)
+    time.sleep(8)
+    assert grace(box) == "30"
+
+
+def test_a_reboot_does_not_end_the_waiting(box: Hardened) -> None:
+    """A change that nobody logged in after still waits after a reboot, and is undone."""
+    bad_change(box)
+    box.lockout("apply --seconds 6")
+    box.box.reboot()
+    assert box.box.exists("/run/skerry-lockout.deadline")
+    assert not box.door_is_open()
+    time.sleep(8)
+    assert box.door_is_open()
+
+
+def test_a_second_change_is_undone_with_the_first(box: Hardened) -> None:
+    """Two changes before a login go back together, to the state that was last proven."""
+    harmless_change(box)
+    box.lockout("apply --seconds 60")
+    bad_change(box)
+    box.lockout(f"apply --seconds {SECONDS}")
+    time.sleep(PAST)
+    assert box.door_is_open()
+    assert grace(box) == "30"
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new", "says"),
+    [
+        ("/etc/ssh/sshd_config", "PermitRootLogin no", "PermitRootLogin maybe", "sshd says"),
+        ("/etc/ssh/sshd_config.d/skerry-console.conf", "PermitTTY yes", "PermitTTY perhaps", "sshd says"),
+        ("/etc/nftables.conf", "policy drop", "policy fall", "nft says"),
+        ("/etc/pam.d/common-auth", "pam_faillock.so preauth", "pam_missing.so preauth", "pam_missing.so"),
+    ],
+)
+def test_what_the_programs_refuse_is_not_tried(box: Hardened, path: str, old: str, new: str, says: str) -> None:
+    """A file that sshd, nft or PAM could not use is refused before anything changes, with the program's own words."""
+    box.change_staged(path, old, new)
+    before = box.box.read(path)
+    found = box.box.run("skerry-lockout apply --seconds 60", check=False)
+    assert found.returncode == 1
+    assert says in found.stderr
+    assert box.box.read(path) == before
+    assert not box.box.exists(f"{STATE}/armed")
+
+
+def test_nothing_changed_is_nothing_armed(box: Hardened) -> None:
+    """Without a difference the guard says nothing and waits for nothing; --check changes nothing; 0 seconds arms nothing."""
+    assert box.lockout("apply --seconds 60") == ""
+    harmless_change(box)
+    assert "sshd_config" in box.lockout("apply --seconds 60 --check")
+    assert grace(box) == "30"
+    assert not box.box.exists(f"{STATE}/armed")
+    box.lockout("apply --seconds 0")
+    assert grace(box) == "31"
+    assert not box.box.exists(f"{STATE}/armed")
+
+
+def test_a_firewall_that_was_flushed_comes_back(box: Hardened) -> None:
+    """Rules that somebody removed from the kernel are loaded again, although the file is as it should be."""
+    box.box.run("nft flush ruleset")
+    assert "firewall" in box.lockout("apply --seconds 0")
+    assert "policy drop" in box.box.run("nft list chain inet skerry output").stdout
+
+
+def test_the_play_reports_a_revert(box: Hardened) -> None:
+    """The next run says that the last change was undone, and makes it again under the guard."""
+    bad_change(box)
+    box.lockout("apply --seconds 2")
+    time.sleep(4)
+    box.box.run(f"test -e {STATE}/reverted")
+    box.box.run("tar -C /etc/skerry/guarded -xf /root/guarded.tar")
+    assert "skerry-lockout status: reverted" in box.install()
+
+
+def test_only_root_calls_it(box: Hardened) -> None:
+    """An operator can neither cancel a revert nor cause one."""
+    for verb in ("confirm", "revert", "apply"):
+        found = box.box.run(f"/usr/local/sbin/skerry-lockout {verb}", user="ops1", check=False)
+        assert found.returncode == 3, found
