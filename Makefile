@@ -4,7 +4,7 @@
 VENV    := .venv
 PY      := $(VENV)/bin/python
 STAMPS  := $(VENV)/.stamps
-SCRIPTS := kit/install.sh scripts/setup.sh
+SCRIPTS := kit/install.sh scripts/setup.sh $(wildcard playbooks/roles/*/files/*.sh playbooks/roles/*/files/root/usr/local/sbin/*)
 PYTEST  := $(PY) -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -23,7 +23,7 @@ OS_RELEASE=/etc/os-release
 GUARD=/run/skerry-lockout.deadline
 
 # Bytes that an installation takes beside the copy of the kit: Python, Ansible, the runtime, the models once more.
-readonly ROOM_TO_INSTALL=1200000000
+readonly ROOM_TO_INSTALL=800000000
 # One part of a path in a kit; kit/manifest.py has the same.
 readonly PART='[A-Za-z0-9_+~%@=,][A-Za-z0-9._+~%@=,-]*'
 # What operating systems leave on sticks, and the site's file: never copied, so they do no harm.
@@ -136,6 +136,9 @@ trusted_key() {
         printf '%s\n' "${typed,,}"
     elif [ -n "$KEY" ]; then
         [ -f "$KEY" ] || die $USAGE "cannot use --key $KEY: neither 64 digits of SHA-256 nor a file"
+        [[ $(readlink -f -- "$KEY") != "$(readlink -f -- "$KIT")"/* ]] ||
+            die $USAGE "cannot use --key $KEY: it lies in the kit, which says nothing of whose kit it is" \
+                "--key and the digits from your paper, or a file that came another way"
         digest_of "$KEY"
     elif [ -f "$ETC/kit.gpg" ]; then
         digest_of "$ETC/kit.gpg"
@@ -510,7 +513,7 @@ main() {
     fi
     SITE_FILE=$SITE
     if [ -z "$SITE$INVENTORY" ] && [ -f "$ETC/site.yaml" ]; then SITE_FILE=$ETC/site.yaml; fi
-    say "Running the playbooks"
+    say "Running Ansible"
     choose_play
 }
 

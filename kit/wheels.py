@@ -12,6 +12,7 @@ import email
 import hashlib
 import json
 import re
+import shutil
 import sys
 import tempfile
 import tomllib
@@ -117,6 +118,9 @@ def build_own(folder: Path) -> Path:
                 folder=ROOT,
             )
             found = [path.replace(_made(done) / path.name) for path in Path(work).glob("*.whl")]
+        for older in folder.iterdir():
+            if older != done:
+                shutil.rmtree(older)
     return found[0]
 
 

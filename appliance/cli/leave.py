@@ -4,8 +4,9 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -79,29 +80,55 @@ class Idle:
 
 @contextlib.contextmanager
 def idle_limit(limit_s: float) -> Iterator[None]:
-    """Watch the terminal, whatever runs on it: at the prompt, in a chat, in a command that hangs."""
+    """Watch the terminal, whatever runs on it: at the prompt, in a chat, in a command that hangs.
+
+    A thread watches, and sends one signal at the end. A timer's signals would meet Ctrl-C at the prompt, where Python
+    runs the one's handler with the other's exception set.
+    """
     if not limit_s or not sys.stdin.isatty():
         yield
         return
-    idle = Idle(limit_s, min(WARN_S, limit_s / 3), time.monotonic())
+    over, session = threading.Event(), threading.get_ident()
 
     def marks() -> tuple[int, int]:
         info = os.fstat(0)  # the kernel sets a terminal's times with its input and output
         return info.st_atime_ns, info.st_mtime_ns
 
-    def look(_: int, __: FrameType | None) -> None:
-        match idle.look(time.monotonic(), marks()):
-            case "leave":
-                note("\nno input for too long: goodbye")
-                raise Leave(0)
-            case "warn":
-                note(f"\nno input: this session ends in {min(WARN_S, limit_s / 3):.0f} s; press Enter to stay")
-                idle.warned(marks())
+    def watch() -> None:
+        if nobody_there(limit_s, marks, lambda: over.wait(min(5.0, limit_s / 12))):
+            signal.pthread_kill(session, signal.SIGUSR1)
 
-    signal.signal(signal.SIGALRM, look)
-    every_s = min(5.0, limit_s / 12)
-    signal.setitimer(signal.ITIMER_REAL, every_s, every_s)
+    def leave(_: int, __: FrameType | None) -> None:
+        raise Leave(0)
+
+    before = signal.signal(signal.SIGUSR1, leave)
+    threading.Thread(target=watch, name="idle", daemon=True).start()
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        over.set()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def nobody_there(
+    limit_s: float, marks: Callable[[], object], wait: Callable[[], bool], clock: Callable[[], float] = time.monotonic
+) -> bool:
+    """Warn, and return when nobody has been there for too long; false if the session ended before.
+
+    Args:
+        limit_s: how long is too long.
+        marks: of the terminal, see `Idle`.
+        wait: for a moment; whether the session is over.
+        clock: monotonic seconds.
+    """
+    warn_s = min(WARN_S, limit_s / 3)
+    idle = Idle(limit_s, warn_s, clock())
+    while not wait():
+        match idle.look(clock(), marks()):
+            case "leave":
+                note("\nno input for too long: goodbye")
+                return True
+            case "warn":
+                note(f"\nno input: this session ends in {warn_s:.0f} s; press Enter to stay")
+                idle.warned(marks())
+    return False

@@ -140,7 +140,7 @@ class PrivateKey:
         Args:
             path: the file; it must not be readable by group or others.
             passphrase: as given to `save`; none for a key that is not encrypted.
-            credential: the service manager handed it over: root's, with an ACL for this user, which stat shows as group.
+            credential: from the service manager, by an ACL, which stat shows as rights of the group.
         Raises:
             FileProblem: it cannot be read, or others may read it.
             InvalidRequest: not a key, not P-256, or the passphrase is wrong, missing or superfluous.

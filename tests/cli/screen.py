@@ -55,6 +55,14 @@ class Screen:
     def type(self, keys: str) -> None:
         os.write(self._terminal, keys.encode())
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C at a prompt, as late after its last character as a person would.
+
+        Python waits for keys with select; a signal that comes between its last output and that is seen at the next key.
+        """
+        time.sleep(0.3)
+        self.type("\x03")
+
     def exit_code(self, timeout_s: float = 20.0) -> int:
         """Read until the command ends."""
         end = time.monotonic() + timeout_s

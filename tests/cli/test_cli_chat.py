@@ -100,7 +100,7 @@ def test_at_a_terminal(daemon, home):
         screen.type("two\r")
         screen.wait_for("second")
         screen.wait_for("> ")
-        screen.type("\x03")
+        screen.interrupt()
         screen.wait_for("(Ctrl-D or /quit ends)")
         screen.wait_for("> ")
         screen.type("\x04")

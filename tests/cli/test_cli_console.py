@@ -185,8 +185,8 @@ def test_session_on_a_dumb_terminal(daemon, home):
         screen.wait_for("stopped")
         screen.wait_for("skerry> ")
         screen.type("half a line")
-        screen.wait_for("half a line")  # echoed: it is being read
-        screen.type("\x03")
+        screen.wait_for("half a line")
+        screen.interrupt()
         screen.wait_for("skerry> ")
         screen.type("\x04")
         assert screen.exit_code() == 0
@@ -239,7 +239,8 @@ def test_hung_daemon_leaves_a_console(daemon, home):
 
 def test_odd_bytes_do_not_end_the_session(daemon, home):
     """A key of another encoding is a wrong command, no more."""
-    with Screen("console", home=home, term="dumb", SKERRY_SOCKET=str(daemon.path)) as screen:
+    strict = {"SKERRY_SOCKET": str(daemon.path), "PYTHONIOENCODING": "utf-8:strict"}  # as in most UTF-8 locales
+    with Screen("console", home=home, term="dumb", **strict) as screen:
         screen.wait_for("skerry> ")
         os.write(screen._terminal, b"\xe4\xff\r")
         screen.wait_for("No such command")
@@ -340,6 +341,25 @@ def test_idle_limit_by_the_clock():
         "stay", "warn", "stay", "stay",
     ]  # fmt: skip
     assert idle.look(850 + 840, "key") == "warn"
+
+
+def test_warning_is_no_sign_of_life(monkeypatch):
+    """The warning is written to the terminal whose times are watched, and the session ends on time all the same."""
+    now, mtime, said = 0.0, 1, []
+
+    def note(text):
+        nonlocal mtime
+        mtime += 1
+        said.append(now)
+
+    def wait():
+        nonlocal now
+        now += 5
+        return now > 2000
+
+    monkeypatch.setattr(leave, "note", note)
+    assert leave.nobody_there(900, lambda: mtime, wait, lambda: now)
+    assert said == [845, 905]  # counted from the first look
 
 
 @pytest.mark.parametrize("where", ["prompt", "chat"])

@@ -12,7 +12,19 @@ PAGES = {str(p.relative_to(ROOT)): p for p in pages()}
 TREE = [
     *(p.parent.name + "/" for p in (ROOT / "appliance").glob("*/__init__.py")),
     *(p.name for p in (ROOT / "appliance").glob("*.py") if p.name != "__init__.py"),
-    *("appliance/", "tui/", "models/", "examples/", "bench/", "tests/", "docs/", "scripts/"),
+    *(
+        "appliance/",
+        "tui/",
+        "kit/",
+        "playbooks/",
+        "images/",
+        "models/",
+        "examples/",
+        "bench/",
+        "tests/",
+        "docs/",
+        "scripts/",
+    ),
     *("pyproject.toml", "Makefile"),
     *(p.name + "/" for p in (ROOT / "docs").iterdir()),
 ]

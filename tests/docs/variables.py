@@ -3,7 +3,9 @@
 python -m tests.docs.variables > docs/reference/variables.md
 """
 
+import re
 import sys
+import textwrap
 from typing import Any
 
 import yaml
@@ -19,8 +21,8 @@ HEAD = """# Variables of the playbooks
 Made of the roles' argument specifications by `python -m tests.docs.variables`; a test compares it with them.
 
 Write what differs at your site into one YAML file and give it to `install.sh --site FILE`. The box keeps it as
-`/etc/skerry/site.yaml` and uses it for later runs. For a fleet write it into the inventory's `group_vars`. An unknown
-type is refused before anything changes.
+`/etc/skerry/site.yaml` and uses it for later runs. For a fleet write it into the inventory's `group_vars`. A name that
+no role knows, or a value of another type, is refused before anything changes.
 """
 
 
@@ -33,7 +35,8 @@ def render() -> str:
 def _section(role: str) -> str:
     spec = _load(role, "meta/argument_specs.yml")["argument_specs"]["main"]
     defaults = _load(role, "defaults/main.yml")
-    lines = [f"## {role}", "", _one_line(spec.get("description") or spec["short_description"]), ""]
+    about = textwrap.wrap(_one_line(spec.get("description") or spec["short_description"]), 118)
+    lines = [f"## {role}", "", *about, ""]
     options = {k: o for k, o in (spec.get("options") or {}).items() if k.startswith(f"{role}_")}
     if options:
         lines += ["| variable | type | default | meaning |", "|---|---|---|---|"]
@@ -60,7 +63,8 @@ def _shown(value: Any) -> str:
 
 def _one_line(text: str | list[str]) -> str:
     joined = text if isinstance(text, str) else " ".join(text)
-    return " ".join(joined.split()).replace("|", "\\|")
+    # C(...) is how Ansible's documents mark code.
+    return re.sub(r"\bC\(([^)]*)\)", r"`\1`", " ".join(joined.split()).replace("|", "\\|"))
 
 
 def _load(role: str, file: str) -> dict[str, Any]:

@@ -82,6 +82,15 @@ def test_the_key_as_a_file(machine: Machine, stick: Stick) -> None:
     assert machine.run(INSTALL, "--kit", str(stick.path), "--key", str(other)).code == 5
 
 
+def test_the_kits_own_key_proves_nothing(machine: Machine, stick: Stick) -> None:
+    """--key with the stick's own kit.gpg is refused, by whatever path: it would accept every kit."""
+    link = stick.path.parent / "link"
+    link.symlink_to(stick.path)
+    for path in (stick.path, link, stick.path / "wheels" / ".."):
+        machine.run(INSTALL, "--kit", str(stick.path), "--key", str(path / "kit.gpg"))
+        assert_refused(machine, 2, "it lies in the kit")
+
+
 def test_the_key_that_was_accepted_before(machine: Machine, stick: Stick) -> None:
     """Without --key the key counts that the machine accepted before; if there is none, the command is wrong."""
     assert machine.run(INSTALL, "--kit", str(stick.path)).code == 2

@@ -31,7 +31,7 @@ def wheel(folder: Path, name: str, version: str, *requires: str) -> Path:
 
 @pytest.mark.parametrize(
     ("suite", "needed"),
-    [("bookworm", {"app", "old", "extra"}), ("trixie", {"app", "new", "extra"})],
+    [("bookworm", {"app", "old", "extra", "deep"}), ("trixie", {"app", "new", "extra", "deep"})],
 )
 def test_requirements_are_followed_for_the_boxs_python(tmp_path: Path, suite: str, needed: set[str]) -> None:
     """Markers are judged for the Python of the box, not the station's; extras that nobody asked for are left out."""
@@ -48,7 +48,8 @@ def test_requirements_are_followed_for_the_boxs_python(tmp_path: Path, suite: st
         ),
         "old": wheel(tmp_path, "old", "1.0"),
         "new": wheel(tmp_path, "new", "2.1"),
-        "extra": wheel(tmp_path, "extra", "1.0", 'app; extra == "fast"', 'absent; extra == "slow"'),
+        "extra": wheel(tmp_path, "extra", "1.0", 'deep; extra == "fast"', 'absent; extra == "slow"'),
+        "deep": wheel(tmp_path, "deep", "1.0", "app"),
     }
     assert wheels.closure(["app"], found, SUITES[suite]) == needed
 

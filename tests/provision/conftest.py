@@ -1,5 +1,6 @@
 """A kit as the station builds it, and a box that was provisioned from it."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -107,12 +108,34 @@ def install(box: nspawn.Box, kit: Kit, *options: str, timeout_s: float = 600) ->
     return result.stdout + result.stderr, took
 
 
-@pytest.fixture(scope="session")
-def provisioned(kit: Kit, keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provisioned]:
-    """A bare Debian 12, provisioned. Tests must leave it as they found it: it is shared."""
-    site = site_file(keys, tmp_path_factory.mktemp("site") / "site.yaml")
-    with nspawn.boot(roots.debian("bookworm"), binds={KIT_ON_BOX: kit.path}) as box:
+@contextlib.contextmanager
+def provision(kit: Kit, keys: Keys, site: Path, suite: str) -> Iterator[Provisioned]:
+    """Boot a bare Debian, provision it, and give it one user with a role and one without."""
+    with nspawn.boot(roots.debian(suite), binds={KIT_ON_BOX: kit.path}) as box:
         box.put(site, "/root/site.yaml")
         log, took = install(box, kit, "--site /root/site.yaml")
         box.run("useradd --create-home app && usermod -aG skerry-client app && useradd --create-home nobodys")
         yield Provisioned(box, kit, keys, log, took)
+
+
+@pytest.fixture(scope="session")
+def provisioned(kit: Kit, keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provisioned]:
+    """A bare Debian 12, provisioned. Tests must leave it as they found it: it is shared."""
+    site = site_file(keys, tmp_path_factory.mktemp("site") / "site.yaml")
+    with provision(kit, keys, site, "bookworm") as box:
+        yield box
+
+
+@pytest.fixture(scope="session", params=["bookworm", pytest.param("trixie", marks=pytest.mark.slow)])
+def each_provisioned(
+    request: pytest.FixtureRequest, keys: Keys, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Provisioned]:
+    """A provisioned box of each Debian release, for what may differ between them; shared, too."""
+    if request.param == "bookworm":
+        yield request.getfixturevalue("provisioned")
+        return
+    nspawn.require()
+    roots.debian(request.param)
+    site = site_file(keys, tmp_path_factory.mktemp("site") / "site.yaml")
+    with provision(build_kit(request.param), keys, site, request.param) as box:
+        yield box

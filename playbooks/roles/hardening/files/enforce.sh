@@ -29,7 +29,11 @@ if [ -z "$container" ]; then
     done
 fi
 
+# Where /tmp is memory already its options change now, else at the next boot: hiding files in use would do harm.
 systemctl --quiet enable tmp.mount
+if findmnt --types tmpfs --mountpoint /tmp >/dev/null; then
+    mount -o remount,nosuid,nodev,noexec /tmp
+fi
 systemctl restart systemd-remount-fs.service
 systemd-tmpfiles --create /etc/tmpfiles.d/skerry-hardening.conf
 

@@ -1,0 +1,99 @@
+"""The same in a virtual machine with its own kernel: what a container cannot show. Slow: its processor is emulated."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hosts import qemu
+from tests.provision.conftest import KIT_ON_BOX, MODEL, QUESTION, Keys, build_kit, site_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+
+@pytest.fixture(scope="module")
+def box(keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[qemu.Box]:
+    """A plain Debian 12 with a kernel, provisioned from the kit; it has no network but the test's way in."""
+    plain = qemu.debian_vm("bookworm")
+    kit = build_kit("bookworm")
+    site = site_file(keys, tmp_path_factory.mktemp("site") / "site.yaml", hardening_ssh_networks=["10.0.2.0/24"])
+    with qemu.boot(plain, binds={KIT_ON_BOX: kit.path}) as box:
+        box.put(site, "/root/site.yaml")
+        began = time.monotonic()
+        command = f"bash {KIT_ON_BOX}/install.sh --key {kit.key_sha256} --site /root/site.yaml"
+        found = box.run(command, check=False, timeout_s=3000)
+        assert found.returncode == 0, (found.stdout + found.stderr)[-4000:]
+        print(f"provisioned in {time.monotonic() - began:.0f} s")
+        box.run("useradd --create-home app && usermod -aG skerry-client app")
+        box.ssh("rescue", keys.rescue, "true", timeout_s=120)  # confirms the change to the lockout guard
+        yield box
+
+
+def ask(box: qemu.Box) -> str:
+    """The answer that an unprivileged program of the box gets."""
+    return box.run(f"skerry ask {QUESTION!r} --temperature 0", user="app", timeout_s=600).stdout
+
+
+def usb_disks(box: qemu.Box) -> str:
+    """Block devices that hang on USB."""
+    return box.run("readlink -f /sys/block/* | grep /usb || true").stdout
+
+
+def test_a_machine_answers(box: qemu.Box) -> None:
+    """On a machine with its own kernel the signed model answers a user of skerry-client."""
+    assert "Paris" in ask(box)
+    assert MODEL in box.run("skerry model list --json", timeout_s=120).stdout
+
+
+def test_after_a_power_cut_it_answers_again(box: qemu.Box) -> None:
+    """Cut off and started again, the box serves by itself, and the whole of what was installed verifies."""
+    box.run("sync", timeout_s=60)
+    box.power_cut()
+    box.start()
+    box.wait_unit("skerry-inferenced.socket", timeout_s=600)
+    assert "Paris" in ask(box)
+    box.run(f"skerry model verify /var/lib/skerry/models/{MODEL} --keys /etc/skerry/keys", timeout_s=600)
+
+
+def test_memory_of_the_daemon_is_bounded(box: qemu.Box) -> None:
+    """The kernel ends a daemon that takes more than its limit, nothing else, and systemd brings it back."""
+    limit = int(box.run("systemctl show -P MemoryMax skerry-inferenced.service").stdout)
+    total = int(box.run("awk '/MemTotal/ {printf \"%d\", $2 * 1024}' /proc/meminfo").stdout)
+    assert 0 < limit < total
+    before = box.run("systemctl show -P ActiveEnterTimestampMonotonic ssh.service dbus.service").stdout
+    # The daemon as the hog: a limit below what it needs is the same to the kernel as a leak.
+    box.run("systemctl set-property --runtime skerry-inferenced.service MemoryMax=90M MemoryHigh=infinity")
+    box.run("systemctl restart --no-block skerry-inferenced.service")
+    for _ in range(60):
+        if box.run("journalctl -u skerry-inferenced --no-pager -g 'oom-kill' || true", timeout_s=120).stdout.count(
+            "oom"
+        ):
+            break
+        time.sleep(2)
+    else:
+        raise AssertionError(box.journal("skerry-inferenced.service")[-3000:])
+    box.run(f"systemctl set-property --runtime skerry-inferenced.service MemoryMax={limit}")
+    assert "Paris" in ask(box)
+    assert box.run("systemctl show -P ActiveEnterTimestampMonotonic ssh.service dbus.service").stdout == before
+
+
+def test_usb_storage_is_blocked_until_the_window_opens(box: qemu.Box, tmp_path: Path) -> None:
+    """A stick is not seen; in a window that was opened with a reason it is, and afterwards not any more."""
+    stick = tmp_path / "stick.img"
+    stick.write_bytes(b"\0" * (16 << 20))
+    box.usb_attach(stick, "stick")
+    try:
+        time.sleep(10)
+        assert not usb_disks(box)
+        box.run("skerry-usb-window open --reason 'test of the window' --minutes 5", timeout_s=120)
+        for _ in range(30):
+            if usb_disks(box):
+                break
+            time.sleep(2)
+        assert usb_disks(box)
+        box.run("skerry-usb-window close", timeout_s=120)
+        assert not usb_disks(box)
+        assert "test of the window" in box.run("journalctl -t skerry-usb-window --no-pager", timeout_s=120).stdout
+    finally:
+        box.usb_detach("stick")
