@@ -5,8 +5,8 @@
     make_fat(esp, {"EFI/BOOT/BOOTX64.EFI": loader}, label="ESP")
     make_ext4(root, folder, label="root", uuid=...)
 
-No loop device, no mount and no kernel module is needed: `sfdisk`, `mkfs.vfat` and `mke2fs` work on a file from an offset on,
-and mtools fill FAT. Every identifier and time is given, so that the same content makes the same bytes.
+No loop device, no mount and no kernel module is needed: `sfdisk`, `mkfs.vfat` and `mke2fs` work on a file from an
+offset on, and mtools fill FAT. Every identifier and time is given, so that the same content makes the same bytes.
 
 What this does NOT do: encrypt, or sign what boots. Sources: UEFI 2.10 chapter 5 (GPT), the Discoverable Partitions
 Specification (type UUIDs), mke2fs(8), mtools(1).
@@ -77,8 +77,8 @@ def partition(file: Path, size: int, uuid: str, partitions: Sequence[Partition])
         places.append(Place(file, start, part.size))
         attributes = f', attrs="{part.flags}"' if part.flags else ""
         lines.append(
-            f'start={start // SECTOR}, size={part.size // SECTOR}, type={part.type}, uuid={part.uuid}, name="{part.name}"'
-            + attributes
+            f"start={start // SECTOR}, size={part.size // SECTOR}, type={part.type}, uuid={part.uuid}"
+            f', name="{part.name}"{attributes}'
         )
         start += -(-part.size // ALIGNMENT) * ALIGNMENT
     if start + ALIGNMENT > size:  # the table's copy stands at the end
@@ -102,7 +102,9 @@ def make_ext4(place: Place, folder: Path | None, *, label: str, uuid: str, epoch
     _run(f"make {label}", [*command, place.file, f"{place.size // KiB}k"], environment=environment)
 
 
-def make_fat(place: Place, files: Mapping[str, Path | bytes], *, label: str, serial: int = 0x5EE1, epoch: int = 0) -> None:
+def make_fat(
+    place: Place, files: Mapping[str, Path | bytes], *, label: str, serial: int = 0x5EE1, epoch: int = 0
+) -> None:
     """Make a FAT32 file system with these files, by their path in it."""
     # In a file of its own: mkfs.vfat chooses its geometry by the size of the whole file, whatever it is told.
     with tempfile.TemporaryDirectory(dir=place.file.parent) as scratch:
@@ -119,7 +121,12 @@ def make_fat(place: Place, files: Mapping[str, Path | bytes], *, label: str, ser
             source = files[name]
             given = source.read_bytes() if isinstance(source, Path) else source
             # By standard input: then the time is SOURCE_DATE_EPOCH, and not the file's.
-            _run(f"fill {label}", ["mcopy", "-Q", "-i", alone.file, "-", f"::{name}"], stdin=given, environment=environment)
+            _run(
+                f"fill {label}",
+                ["mcopy", "-Q", "-i", alone.file, "-", f"::{name}"],
+                stdin=given,
+                environment=environment,
+            )
         _copy(alone.file, place)
 
 
@@ -158,6 +165,11 @@ def folder_image(file: Path, folder: Path, *, label: str) -> Place:
     return place
 
 
+def search_path() -> str:
+    """Give where programs are looked for; a user's PATH may lack mke2fs and sfdisk."""
+    return f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
+
+
 def _run(
     what: str,
     command: Sequence[str | Path],
@@ -166,8 +178,7 @@ def _run(
     environment: Mapping[str, str] | None = None,
 ) -> bytes:
     given = stdin.encode() if isinstance(stdin, str) else stdin
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # a user's PATH may lack mke2fs and sfdisk
-    settings = {**os.environ, "PATH": path, "LC_ALL": "C.UTF-8", **(environment or {})}
+    settings = {**os.environ, "PATH": search_path(), "LC_ALL": "C.UTF-8", **(environment or {})}
     done = subprocess.run([str(part) for part in command], input=given, capture_output=True, check=False, env=settings)
     if done.returncode != 0:
         said = " ".join((done.stderr or done.stdout).decode(errors="replace").split())

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted(p for d in ("appliance", "tui", "bench", "examples") for p in (ROOT / d).rglob("*.py"))
+PARTS = ("appliance", "tui", "kit", "images", "bench", "examples")
+MODULES = sorted(p for d in PARTS for p in (ROOT / d).rglob("*.py"))
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda p: str(p.relative_to(ROOT)))

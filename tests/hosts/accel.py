@@ -1,6 +1,6 @@
 """Whether QEMU has hardware virtualization here: found out by booting, as /dev/kvm promises more than it may keep.
 
-On some machines that are virtual themselves a guest is created without an error and never leaves its first instructions.
+On some machines that are virtual themselves a guest is created without an error and never leaves its first steps.
 SKERRY_TEST_ACCEL=tcg or kvm decides without a trial.
 """
 

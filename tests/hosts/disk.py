@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from images.disk import ESP, GiB, MiB, Partition, ROOT_X86_64, folder_image, make_ext4, make_fat, partition
+from images.disk import ESP, ROOT_X86_64, GiB, MiB, Partition, folder_image, make_ext4, make_fat, partition
 from tests.hosts import process, roots, ssh
 
 LOADER = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")

@@ -7,12 +7,12 @@
         box.power_cut(); box.start()
     with qemu.boot(Path("build/image/skerry.img"), shell=("rescue", key)) as box: ...
 
-The methods are those of `nspawn.Box`, with `snapshot`, `restore`, `save`, `usb_attach`, `usb_detach` and `set_clock` as well.
-`run` goes through QEMU's agent in the guest, so it works whatever the firewall and sshd say; of a guest without the agent
-(an image) it goes over SSH as the user given by `shell`, with sudo.
+The methods are those of `nspawn.Box`, with `snapshot`, `restore`, `save`, `usb_attach`, `usb_detach` and `set_clock`.
+`run` goes through QEMU's agent in the guest, so it works whatever the firewall and sshd say; of a guest without the
+agent (an image) it goes over SSH as the user given by `shell`, with sudo.
 
-The guest's network is one cable to QEMU, which leads nowhere (`restrict=on`): only its port 22 answers at a port of this
-machine's loopback, and what comes in there comes from 10.0.2.2. What leaves the guest is kept in `box.frames()`.
+The guest's network is one cable to QEMU, which leads nowhere (`restrict=on`): only its port 22 answers at a port of
+this machine's loopback, and what comes in there comes from 10.0.2.2. What leaves the guest is kept in `box.frames()`.
 
 Without hardware virtualization the processor is emulated: everything takes five to twenty times as long, and what is
 measured there is no measure of time. What it does NOT show: real firmware, real disks that lose writes they confirmed.
@@ -22,7 +22,6 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 import secrets
 import shlex
 import shutil
@@ -59,6 +58,8 @@ class Machine:
     key: Path | None = None
     memory_mib: int = MEMORY_MIB
     cpus: int = CPUS
+    size_gib: int = 0
+    """Of the disk that a start sees, if it is to be larger than the image on it."""
 
 
 def debian_vm(suite: str) -> Machine:
@@ -73,7 +74,10 @@ def debian_vm(suite: str) -> Machine:
         target.mkdir()
         with boot(cold, timeout_s=600) as box:
             # So that the first command of a test does not wait for what systemd does after a boot.
-            box.run("systemctl start systemd-tmpfiles-clean.service; systemctl is-system-running --wait; sync", timeout_s=300)
+            box.run(
+                "systemctl start systemd-tmpfiles-clean.service; systemctl is-system-running --wait; sync",
+                timeout_s=300,
+            )
             box.save(target)
 
     recipe = f"{base} {accel.name()} {DEVICES}"
@@ -138,9 +142,7 @@ def require() -> None:
 class Box:
     """One virtual machine, on or off. Made by `boot`."""
 
-    def __init__(
-        self, folder: Path, machine: Machine, shell: tuple[str, Path] | None, clock: datetime | None
-    ) -> None:
+    def __init__(self, folder: Path, machine: Machine, shell: tuple[str, Path] | None, clock: datetime | None) -> None:
         self.folder = folder
         self.name = folder.name
         self.key = machine.key
@@ -152,7 +154,7 @@ class Box:
         self._port = 0
         self._sticks: dict[str, str] = {}
         self._shell: Shell = SshShell(self, *shell) if shell else AgentShell(Agent(folder / "agent"), self.name)
-        _overlay(machine.disk, folder / "disk.qcow2", machine.format)
+        _overlay(machine, folder / "disk.qcow2")
         if machine.variables:
             shutil.copyfile(machine.variables, folder / "variables.qcow2")
         else:
@@ -444,7 +446,7 @@ class Box:
         del self._sticks[name]
 
     def frames(self) -> list[bytes]:
-        """Return the Ethernet frames on the guest's cable since its start, in and out; its address is 52:54:00:12:34:56."""
+        """Return the Ethernet frames on the guest's cable since its start, both ways; it is 52:54:00:12:34:56."""
         raw, at, found = (self.folder / "net.pcap").read_bytes(), 24, []
         while at + 16 <= len(raw):
             length = int.from_bytes(raw[at + 8 : at + 12], "little")
@@ -465,7 +467,7 @@ class Box:
 
     @property
     def console_socket(self) -> Path:
-        """The serial console, to type at: a Unix socket in `folder`; connect with a path relative to it if it is long."""
+        """The serial console, to type at: a Unix socket in `folder`; use a path relative to it if it is long."""
         return self.folder / "console"
 
     # -- within
@@ -507,7 +509,17 @@ class Box:
 def _qemu(machine: Machine) -> list[str]:
     chosen = ["-accel", accel.option(), "-cpu", "host" if accel.name() == "kvm" else "max"]
     size = ["-smp", str(machine.cpus), "-m", str(machine.memory_mib)]
-    return ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-M", "q35,smm=off", "-display", "none", *chosen, *size]
+    return [
+        "qemu-system-x86_64",
+        "-nodefaults",
+        "-no-user-config",
+        "-M",
+        "q35,smm=off",
+        "-display",
+        "none",
+        *chosen,
+        *size,
+    ]
 
 
 def _devices() -> list[str]:
@@ -543,8 +555,9 @@ def _forwarded_port(table: str) -> int:
     raise HostError(f"cannot find the port of SSH, expected TCP[HOST_FORWARD] in:\n{table}")
 
 
-def _overlay(base: Path, target: Path, format_: str) -> None:
-    _qemu_img("create", "-q", "-f", "qcow2", "-F", format_, "-b", base.absolute(), target)
+def _overlay(machine: Machine, target: Path) -> None:
+    size = [f"{machine.size_gib}G"] if machine.size_gib else []
+    _qemu_img("create", "-q", "-f", "qcow2", "-F", machine.format, "-b", machine.disk.absolute(), target, *size)
 
 
 def _qemu_img(*arguments: str | Path) -> None:

@@ -71,7 +71,7 @@ class Qmp:
         self._lines.receive(time.monotonic() + 30)  # the greeting
         self.execute("qmp_capabilities")
 
-    def execute(self, command: str, *, timeout_s: float = 60, **arguments: object) -> Any:  # noqa: ANN401 - JSON
+    def execute(self, command: str, *, timeout_s: float = 60, **arguments: object) -> Any:
         """Give a command and return what it returns.
 
         Raises:
@@ -123,7 +123,7 @@ class Agent:
         self.path = path
         self._lines: Lines | None = None
 
-    def execute(self, command: str, *, timeout_s: float = 60, **arguments: object) -> Any:  # noqa: ANN401 - JSON
+    def execute(self, command: str, *, timeout_s: float = 60, **arguments: object) -> Any:
         """Give a command and return what it returns; connects again after a reboot.
 
         Raises:

@@ -47,7 +47,13 @@ class Shell(Protocol):
     """A way in, as root."""
 
     def run(
-        self, command: str | Sequence[str], user: str, timeout_s: float, stdin: bytes, env: Mapping[str, str], folder: str
+        self,
+        command: str | Sequence[str],
+        user: str,
+        timeout_s: float,
+        stdin: bytes,
+        env: Mapping[str, str],
+        folder: str,
     ) -> Result: ...
 
     def close(self) -> None: ...
@@ -61,7 +67,13 @@ class AgentShell:
         self.where = where
 
     def run(
-        self, command: str | Sequence[str], user: str, timeout_s: float, stdin: bytes, env: Mapping[str, str], folder: str
+        self,
+        command: str | Sequence[str],
+        user: str,
+        timeout_s: float,
+        stdin: bytes,
+        env: Mapping[str, str],
+        folder: str,
     ) -> Result:
         """Run a command to its end; see `qemu.Box.run`."""
         shown = command if isinstance(command, str) else shlex.join(command)
@@ -129,7 +141,13 @@ class SshShell:
         self.key = key
 
     def run(
-        self, command: str | Sequence[str], user: str, timeout_s: float, stdin: bytes, env: Mapping[str, str], folder: str
+        self,
+        command: str | Sequence[str],
+        user: str,
+        timeout_s: float,
+        stdin: bytes,
+        env: Mapping[str, str],
+        folder: str,
     ) -> Result:
         """Run a command to its end; see `qemu.Box.run`."""
         shown = command if isinstance(command, str) else shlex.join(command)
