@@ -59,6 +59,7 @@ def machine(**changes: Any) -> Any:
         "zones": True,
         "peers": (),
         "root_on_usb": False,
+        "usb_networks": (),
     }
     return preflight.Machine(**(found | changes))
 
@@ -104,6 +105,7 @@ def test_a_machine_that_will_do_has_no_problem() -> None:
         ({}, {"locale": "tlh_XX.UTF-8"}, "tlh_XX"),
         ({}, {"hostname": "Box 1"}, "Box 1"),
         ({"root_on_usb": True}, {}, "USB disk"),
+        ({"usb_networks": ("enx001",)}, {}, "enx001 hangs on USB"),
         ({"peers": ("192.168.11.5",)}, {}, "192.168.11.5"),
         ({}, {"networks": ["192.168.10.7/24"]}, "192.168.10.7/24"),
         ({}, {"networks": ["site"]}, "'site'"),

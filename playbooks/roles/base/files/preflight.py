@@ -54,6 +54,7 @@ class Machine:
     zones: bool  # the time zone that is asked for exists
     peers: tuple[str, ...]  # addresses that are connected to port 22
     root_on_usb: bool
+    usb_networks: tuple[str, ...]  # network interfaces on USB that no rule of usbguard allows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,11 @@ def _system(machine: Machine, site: Site) -> Iterator[str]:
         yield f"the locale {site.locale!r} does not exist here. Next: base_locale: C.UTF-8, or make it with locale-gen"
     if site.hostname and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", site.hostname):
         yield f"the name {site.hostname!r} will not do, expected small letters, digits and hyphens. Next: base_hostname"
+    if machine.usb_networks and site.usb_blocked:
+        yield (
+            f"the network interface {machine.usb_networks[0]} hangs on USB and would be blocked. Next: use another, "
+            "allow it in /etc/usbguard/rules.d/site.conf (allow id VENDOR:PRODUCT), or set hardening_usb_blocked: false"
+        )
     if machine.root_on_usb and site.usb_blocked:
         yield (
             "the system itself is on a USB disk, which would be blocked at the next boot. "
@@ -234,6 +240,7 @@ def look(site: Site) -> Machine:
         zones=".." not in site.timezone and Path("/usr/share/zoneinfo", site.timezone).is_file(),
         peers=tuple(_peers()),
         root_on_usb=virtual.returncode != 0 and _root_on_usb(),
+        usb_networks=() if virtual.returncode == 0 else tuple(_usb_networks()),
     )
 
 
@@ -264,6 +271,14 @@ def _peers() -> Iterator[str]:
                 address = ipaddress.ip_address(words)
                 mapped = getattr(address, "ipv4_mapped", None)
                 yield str(mapped or address)
+
+
+def _usb_networks() -> Iterator[str]:
+    if any(Path("/etc/usbguard/rules.d").glob("*.conf")):
+        return
+    for interface in Path("/sys/class/net").iterdir():
+        if "/usb" in str(interface.resolve()):
+            yield interface.name
 
 
 def _root_on_usb() -> bool:

@@ -32,6 +32,7 @@ from pathlib import Path
 MODES = (
     ("etc/sudoers.d/", 0o440),
     ("etc/audit/", 0o640),
+    ("etc/usbguard/", 0o600),
     ("usr/local/sbin/", 0o755),
     ("usr/local/bin/", 0o755),
 )
