@@ -14,6 +14,21 @@ if [ "$(getent shadow root | cut -d: -f5)" != 365 ]; then
     chage --maxdays 365 root
 fi
 
+# What a box must have running, whatever presets of the machine or an administrator said when it was installed.
+for unit in ssh auditd audit-rules apparmor acct usbguard; do
+    case $(systemctl is-enabled "$unit.service" 2>/dev/null || true) in
+    disabled | masked)
+        echo "$unit starts at every boot"
+        systemctl --quiet unmask "$unit.service"
+        systemctl --quiet enable "$unit.service"
+        ;;
+    esac
+done
+if ! systemctl --quiet is-active ssh.service; then
+    echo "ssh runs"
+    systemctl start ssh.service
+fi
+
 # Kernel settings. A container may set those of its own network, the others belong to its host.
 if [ -n "$container" ]; then
     /lib/systemd/systemd-sysctl --prefix=/net /etc/sysctl.d/90-skerry.conf
