@@ -467,7 +467,7 @@ finish() {
     # The copies before the last one make room.
     find "$KITS" -mindepth 1 -maxdepth 1 ! -path "$COPY" -printf '%T@ %p\n' | sort -rn | sed 1d | cut -d' ' -f2- | xargs -rd '\n' rm -rf
     say "Done. Skerry $VERSION is on this machine."
-    printf '\n  models   %s\n  log      %s\n' "$(ls -m "$STATE/models" 2>/dev/null)" "$LOG"
+    printf '\n  models   %s\n  log      %s\n' "$(ls -m "$STATE/models" 2>/dev/null || true)" "$LOG"
     printf '  prove    skerry-setup --report\n  ask      skerry ask "What is the capital of France?"\n'
     if [ -r "$GUARD" ]; then
         printf '\n  LOG IN ANEW within %d minutes, from another terminal, by SSH or on the console:\n' \

@@ -27,8 +27,8 @@ for file in "$KEYS"/*; do
     rm -f -- "$file"
     getent passwd "$user" >/dev/null || continue
     usermod --lock --groups '' --shell /usr/sbin/nologin -- "$user"
-    # Its sessions by name first: killed outright, the user's own manager would count as failed.
-    loginctl terminate-user "$user" 2>/dev/null || true
+    # Its sessions in good order first: killed outright, the user's own manager would count as failed.
+    systemctl stop "user-$(id -u "$user").slice" 2>/dev/null || true
     pkill -KILL -U "$user" || [ $? -eq 1 ]
 done
 
