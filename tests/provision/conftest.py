@@ -7,11 +7,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
-from tests.hosts import nspawn, roots
+from tests.hosts import nspawn, roots, ssh
+
+if TYPE_CHECKING:  # the module imports this one
+    from tests.provision.hardened import Hardened
 
 ROOT = Path(__file__).parents[2]
 KIT_ON_BOX = "/mnt/stick"
@@ -76,10 +80,12 @@ def kit() -> Kit:
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     """Keys of an operator and of the envelope in the safe."""
-    folder = tmp_path_factory.mktemp("keys")
-    for name in ("operator", "rescue"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", folder / name], check=True)
-    return Keys(folder / "operator", folder / "rescue")
+    return make_keys(tmp_path_factory.mktemp("keys"))
+
+
+def make_keys(folder: Path) -> Keys:
+    """Make them in a folder."""
+    return Keys(ssh.make_key(folder / "operator", "operator"), ssh.make_key(folder / "rescue", "rescue"))
 
 
 def site_file(keys: Keys, path: Path, **changes: object) -> Path:
@@ -123,6 +129,20 @@ def provisioned(kit: Kit, keys: Keys, tmp_path_factory: pytest.TempPathFactory) 
     """A bare Debian 12, provisioned. Tests must leave it as they found it: it is shared."""
     site = site_file(keys, tmp_path_factory.mktemp("site") / "site.yaml")
     with provision(kit, keys, site, "bookworm") as box:
+        yield box
+
+
+@pytest.fixture(scope="session", params=["bookworm", pytest.param("trixie", marks=pytest.mark.slow)])
+def hardened(
+    request: pytest.FixtureRequest, keys: Keys, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator["Hardened"]:
+    """A box on a cable with the roles of hardening alone; a first login has confirmed it. Shared, in good order."""
+    from tests.provision.hardened import provisioned_box
+
+    nspawn.require()
+    roots.debian(request.param)
+    kit = request.getfixturevalue("kit") if request.param == "bookworm" else build_kit(request.param)
+    with provisioned_box(kit, keys, tmp_path_factory.mktemp("hardened"), request.param) as box:
         yield box
 
 

@@ -1,7 +1,7 @@
 """A box with the roles base, console and hardening alone, on a cable: what the tests of hardening and lockout share."""
 
 import contextlib
-import shlex
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,19 +28,31 @@ class Hardened:
     keys: Keys
     site: Path
     log: str
+    waited_s: float
+    """How long the guard would have waited for the first login, when the first run had ended."""
+    confirmed: bool
+    """Whether the first login then ended the waiting."""
 
-    def install(self, *options: str, **changes: object) -> str:
-        """Run the three roles again, with other variables; gives what was printed."""
+    def install(self, *options: str, tags: str = "base,console,hardening", **changes: object) -> str:
+        """Run the three roles again, or some of them, with other variables; gives what was printed."""
         if changes:
             site_file(self.keys, self.site, hardening_ssh_networks=[SITE_NETWORK], **changes)
             self.box.put(self.site, "/root/site.yaml")
-        log, _ = install(self.box, self.kit, "--site /root/site.yaml --tags base,console,hardening", *options)
+        log, _ = install(self.box, self.kit, f"--site /root/site.yaml --tags {tags}", *options)
         return log
 
     def lockout(self, words: str, *, check: bool = True) -> str:
         """Call the guard; gives what it printed."""
         found = self.box.run(f"skerry-lockout {words}", check=check, timeout_s=30)
         return found.stdout + found.stderr
+
+    def log_in(self, *, from_outside: bool = False) -> None:
+        """Log in as the rescue account, and out, and wait until the guard has seen that."""
+        time.sleep(1.1)  # a login in the second of the change is not told from one before it
+        assert self.box.ssh("rescue", self.keys.rescue, "id -un", from_outside=from_outside).stdout == "rescue\n"
+        end = time.monotonic() + 5
+        while self.box.exists("/var/lib/skerry/lockout/armed") and time.monotonic() < end:
+            time.sleep(0.1)
 
     def door_is_open(self) -> bool:
         """Whether port 22 answers from the site's network."""
@@ -62,9 +74,8 @@ def provisioned_box(kit: Kit, keys: Keys, folder: Path, suite: str = "bookworm")
         box.put(site, "/root/site.yaml")
         box.put(CONSOLE, "/usr/local/bin/skerry", mode=0o755)
         log, _ = install(box, kit, "--site /root/site.yaml --tags base,console,hardening")
-        yield Hardened(box, kit, keys, site, log)
-
-
-def shell(script: str) -> str:
-    """Quote a script for `bash -c`."""
-    return f"bash -c {shlex.quote(script)}"
+        left = int(box.read("/run/skerry-lockout.deadline")) - time.time()
+        found = Hardened(box, kit, keys, site, log, left, False)
+        found.log_in(from_outside=True)
+        found.confirmed = found.lockout("status", check=False) == "in force\n"
+        yield found

@@ -27,7 +27,7 @@ from pathlib import Path
 from kit import debs
 from kit.suites import SUITES
 from tests.hosts import nspawn, qemu, roots
-from tests.provision.conftest import KIT_ON_BOX, ROOT, Keys, build_kit, install, site_file
+from tests.provision.conftest import KIT_ON_BOX, ROOT, build_kit, install, make_keys, site_file
 
 SCAN = ROOT / "build" / "scan"
 TOOLS_ON_BOX = "/mnt/tools"
@@ -105,9 +105,7 @@ def machine(stage: str, tools: Path, *, container: bool) -> Iterator[Box]:
         else:
             box = stack.enter_context(qemu.boot(qemu.debian_vm("bookworm"), binds=binds))
         if stage == "after":
-            for name in ("operator", "rescue"):
-                subprocess.run(["ssh-keygen", "-qt", "ed25519", "-N", "", "-f", folder / name], check=True)
-            keys = Keys(folder / "operator", folder / "rescue")
+            keys = make_keys(folder)
             box.put(site_file(keys, folder / "site.yaml", hardening_ssh_networks=["10.0.2.0/24"]), "/root/site.yaml")
             install(box, kit, "--site /root/site.yaml", timeout_s=3600)
             box.ssh("rescue", keys.rescue, "true", timeout_s=120)

@@ -9,11 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.hosts import process
-from tests.provision.conftest import Keys, Kit
-from tests.provision.hardened import SITE_NETWORK, Hardened, provisioned_box
-
-# Not yet green on a loaded machine: part of make test-all until it is.
-pytestmark = pytest.mark.slow
+from tests.provision.hardened import SITE_NETWORK, Hardened
 
 ELSEWHERE = "203.0.113.0/24"
 SECONDS = 5
@@ -21,32 +17,17 @@ PAST = SECONDS + 2
 STATE = "/var/lib/skerry/lockout"
 
 
-@pytest.fixture(scope="module")
-def hardened(kit: Kit, keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hardened]:
-    with provisioned_box(kit, keys, tmp_path_factory.mktemp("lockout")) as found:
-        yield found
-
-
 @pytest.fixture
 def box(hardened: Hardened) -> Iterator[Hardened]:
     """The box with nothing waiting, before and after."""
     if hardened.box.exists(f"{STATE}/armed"):
-        log_in(hardened)
+        hardened.log_in()
     assert hardened.lockout("status") == "in force\n"
     hardened.box.run("tar -C /etc/skerry/guarded -cf /root/guarded.tar .")
     yield hardened
     hardened.box.run("tar -C /etc/skerry/guarded -xf /root/guarded.tar")
     hardened.lockout("apply --seconds 0")
     hardened.box.run(f"systemctl stop skerry-lockout-revert.timer; rm -rf {STATE}/* /run/skerry-lockout.*", check=False)
-
-
-def log_in(hardened: Hardened, *, from_outside: bool = False) -> None:
-    """Log in by SSH as the rescue account, and out; sshd closes the session a moment after the client is gone."""
-    time.sleep(1.1)  # a login in the second of the change is not told from one before it
-    assert hardened.box.ssh("rescue", hardened.keys.rescue, "id -un", from_outside=from_outside).stdout == "rescue\n"
-    end = time.monotonic() + 5
-    while hardened.box.exists(f"{STATE}/armed") and time.monotonic() < end:
-        time.sleep(0.1)
 
 
 def bad_change(hardened: Hardened) -> None:
@@ -59,6 +40,14 @@ def harmless_change(hardened: Hardened) -> None:
     hardened.change_staged("/etc/ssh/sshd_config", "LoginGraceTime 30", "LoginGraceTime 31")
 
 
+def wait_reverted(hardened: Hardened) -> None:
+    """Wait until the guard has acted; a busy machine takes some seconds more than the time that was set."""
+    end = time.monotonic() + 30
+    while hardened.box.exists(f"{STATE}/armed"):
+        assert time.monotonic() < end, "the change was not undone"
+        time.sleep(0.2)
+
+
 def grace(hardened: Hardened) -> str:
     """The setting that `harmless_change` changes, as it is in force."""
     return hardened.box.run("sshd -T | grep -i logingracetime").stdout.split()[1]
@@ -66,11 +55,9 @@ def grace(hardened: Hardened) -> str:
 
 def test_provisioning_arms_the_guard(hardened: Hardened) -> None:
     """After the first run a change waits for a login, its end is told in seconds since 1970; a login confirms it."""
-    left = int(hardened.box.read("/run/skerry-lockout.deadline")) - time.time()
-    assert 10 * 60 < left <= 15 * 60
+    assert 10 * 60 < hardened.waited_s <= 15 * 60
     assert "waiting" in hardened.log
-    log_in(hardened, from_outside=True)
-    assert hardened.lockout("status") == "in force\n"
+    assert hardened.confirmed
     assert not hardened.box.exists("/run/skerry-lockout.deadline")
 
 
@@ -81,12 +68,12 @@ def test_a_bad_change_is_undone(box: Hardened) -> None:
     bad_change(box)
     assert "etc/nftables.conf" in box.lockout(f"apply --seconds {SECONDS}")
     assert not box.door_is_open()
-    time.sleep(PAST)
+    wait_reverted(box)
     assert box.door_is_open()
     assert box.box.read("/etc/nftables.conf") == before
     assert "nobody logged in" in box.box.read(f"{STATE}/reverted")
     assert "reverted" in box.lockout("status", check=False)
-    log_in(box, from_outside=True)
+    box.log_in(from_outside=True)
 
 
 def test_a_bad_change_of_pam_is_undone(box: Hardened) -> None:
@@ -96,15 +83,15 @@ def test_a_bad_change_of_pam_is_undone(box: Hardened) -> None:
     time.sleep(1.1)
     assert box.box.ssh("rescue", box.keys.rescue, "true", check=False).returncode != 0
     assert box.box.exists(f"{STATE}/armed")
-    time.sleep(PAST)
-    log_in(box)
+    wait_reverted(box)
+    box.log_in()
 
 
 def test_a_fresh_login_keeps_the_change(box: Hardened) -> None:
     """A login after the change keeps it for good."""
     harmless_change(box)
     box.lockout(f"apply --seconds {SECONDS}")
-    log_in(box, from_outside=True)
+    box.log_in(from_outside=True)
     time.sleep(PAST)
     assert grace(box) == "31"
     assert box.lockout("status") == "in force\n"
@@ -149,7 +136,7 @@ def test_an_old_session_does_not_keep_the_change(box: Hardened, tmp_path: Path) 
         box.lockout(f"apply --seconds {SECONDS}")
         assert subprocess.check_output(over_it, text=True, timeout=20) == "rescue\n"
         assert box.box.exists(f"{STATE}/armed")
-        time.sleep(PAST)
+        wait_reverted(box)
         assert grace(box) == "30"
     finally:
         master.terminate()
@@ -170,7 +157,7 @@ def test_a_connection_from_before_does_not_keep_the_change(box: Hardened) -> Non
         assert box.box.exists(f"{STATE}/armed")
     finally:
         process.kill_tree(late)
-    time.sleep(8)
+    wait_reverted(box)
     assert grace(box) == "30"
 
 
@@ -181,7 +168,7 @@ def test_a_reboot_does_not_end_the_waiting(box: Hardened) -> None:
     box.box.reboot()
     assert box.box.exists("/run/skerry-lockout.deadline")
     assert not box.door_is_open()
-    time.sleep(8)
+    wait_reverted(box)
     assert box.door_is_open()
 
 
@@ -191,7 +178,7 @@ def test_a_second_change_is_undone_with_the_first(box: Hardened) -> None:
     box.lockout("apply --seconds 60")
     bad_change(box)
     box.lockout(f"apply --seconds {SECONDS}")
-    time.sleep(PAST)
+    wait_reverted(box)
     assert box.door_is_open()
     assert grace(box) == "30"
 
@@ -239,14 +226,15 @@ def test_the_play_reports_a_revert(box: Hardened) -> None:
     """The next run says that the last change was undone, and makes it again under the guard."""
     bad_change(box)
     box.lockout("apply --seconds 2")
-    time.sleep(4)
+    wait_reverted(box)
     box.box.run(f"test -e {STATE}/reverted")
     box.box.run("tar -C /etc/skerry/guarded -xf /root/guarded.tar")
-    assert "skerry-lockout status: reverted" in box.install()
+    assert "skerry-lockout status: reverted" in box.install(tags="hardening")
 
 
 def test_only_root_calls_it(box: Hardened) -> None:
     """An operator can neither cancel a revert nor cause one."""
     for verb in ("confirm", "revert", "apply"):
-        found = box.box.run(f"/usr/local/sbin/skerry-lockout {verb}", user="ops1", check=False)
+        call = f"PAM_SERVICE=sshd PAM_TYPE=open_session /usr/local/sbin/skerry-lockout {verb}"
+        found = box.box.run(call, user="ops1", check=False)
         assert found.returncode == 3, found
