@@ -1,6 +1,7 @@
 """What can be said of the playbooks without running them."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,11 +106,28 @@ def test_defaults_are_specified(role: Path) -> None:
         assert option.get("type"), f"{name} has no type"
 
 
+def parse(play: str, *options: str, folder: Path = PLAYBOOKS) -> "subprocess.CompletedProcess[str]":
+    """Let ansible-playbook read a playbook."""
+    command = [Path(sys.executable).with_name("ansible-playbook"), "--syntax-check", *options, play]
+    return subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+
+
 @pytest.mark.parametrize("play", ["site.yml", "fleet.yml", "check.yml", "reset.yml"])
 def test_playbooks_parse(play: str) -> None:
     """ansible-playbook accepts every playbook."""
-    found = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "--syntax-check", play],
-        cwd=PLAYBOOKS, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    found = parse(play, "-i", "localhost,")
     assert found.returncode == 0, found.stdout + found.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("-i", "."), ("-i", "roles/base/files/spy.sh")])
+def test_an_inventory_is_never_a_program(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Whatever is named as an inventory, or not named, none of the roles' programs is run by Ansible reading it."""
+    shutil.copytree(PLAYBOOKS, tmp_path / "playbooks")
+    for program in (tmp_path / "playbooks").rglob("*"):
+        if program.is_file():
+            program.chmod(0o644)  # lest the test does to this machine what it forbids
+    spy = tmp_path / "playbooks" / "roles" / "base" / "files" / "spy.sh"
+    spy.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\necho '{{}}'\n")
+    spy.chmod(0o755)
+    parse("check.yml", *options, folder=tmp_path / "playbooks")
+    assert not (tmp_path / "ran").exists()
