@@ -5,11 +5,11 @@
         box.snapshot("provisioned")
         box.reboot()
         box.power_cut(); box.start()
-    with qemu.boot(Path("build/image/skerry.img"), shell=("rescue", key)) as box: ...
+    with qemu.boot(Path("build/image/skerry.img"), login=("rescue", key)) as box: ...
 
 The methods are those of `nspawn.Box`, with `snapshot`, `restore`, `save`, `usb_attach`, `usb_detach` and `set_clock`.
 `run` goes through QEMU's agent in the guest, so it works whatever the firewall and sshd say; of a guest without the
-agent (an image) it goes over SSH as the user given by `shell`, with sudo.
+agent (an image) it goes over SSH as the user given by `login`, with sudo.
 
 The guest's network is one cable to QEMU, which leads nowhere (`restrict=on`): only its port 22 answers at a port of
 this machine's loopback, and what comes in there comes from 10.0.2.2. What leaves the guest is kept in `box.frames()`.
@@ -104,7 +104,7 @@ def boot(
     *,
     binds: Mapping[str, Path] | None = None,
     sticks: Sequence[Path] = (),
-    shell: tuple[str, Path] | None = None,
+    login: tuple[str, Path] | None = None,
     clock: datetime | None = None,
     wait: bool = True,
     timeout_s: float = BOOT_LIMIT_S,
@@ -115,7 +115,7 @@ def boot(
         machine: from `debian_vm` or `load`, or a raw disk image that boots by UEFI.
         binds: folders of this machine by their place in the guest, read-only, carried in by a disk made of them.
         sticks: images of USB sticks that are plugged in from the start.
-        shell: a user that may sudo without a password, and its SSH key, for a guest without the agent.
+        login: a user that may sudo without a password, and its SSH key, for a guest without the agent.
         clock: what the machine's battery clock says at the start; default: the right time.
         wait: return when systemd says that the machine is up; else at once.
         timeout_s: the time to boot.
@@ -123,7 +123,7 @@ def boot(
     require()
     machine = Machine(machine) if isinstance(machine, Path) else machine
     with _state_folder() as folder:
-        box = Box(folder, machine, shell, clock)
+        box = Box(folder, machine, login, clock)
         try:
             box.start(timeout_s, sticks=sticks, wait=wait)
             for inside, source in (binds or {}).items():
@@ -142,7 +142,7 @@ def require() -> None:
 class Box:
     """One virtual machine, on or off. Made by `boot`."""
 
-    def __init__(self, folder: Path, machine: Machine, shell: tuple[str, Path] | None, clock: datetime | None) -> None:
+    def __init__(self, folder: Path, machine: Machine, login: tuple[str, Path] | None, clock: datetime | None) -> None:
         self.folder = folder
         self.name = folder.name
         self.key = machine.key
@@ -153,7 +153,7 @@ class Box:
         self._qmp: Qmp | None = None
         self._port = 0
         self._sticks: dict[str, str] = {}
-        self._shell: Shell = SshShell(self, *shell) if shell else AgentShell(Agent(folder / "agent"), self.name)
+        self._shell: Shell = SshShell(self, *login) if login else AgentShell(Agent(folder / "agent"), self.name)
         _overlay(machine, folder / "disk.qcow2")
         if machine.variables:
             shutil.copyfile(machine.variables, folder / "variables.qcow2")
