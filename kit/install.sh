@@ -439,11 +439,13 @@ play() {
     if [ -n "$site" ]; then set -- -e "@$site" "$@"; fi
     if [ -n "$INVENTORY" ]; then set -- -i "$INVENTORY" "$@"; else set -- -i localhost, -c local "$@"; fi
     (
-        cd "$COPY/playbooks"
-        if [ -n "${KEEP_LOG:-}" ]; then export ANSIBLE_LOG_PATH=$LOG; fi
+        # Neither stands where the run itself lays a new file system over: in the copy, or beside the log.
+        cd /
+        if [ -n "${KEEP_LOG:-}" ]; then export ANSIBLE_LOG_PATH=$WORK/ansible.log; fi
         export ANSIBLE_CONFIG=$COPY/playbooks/ansible.cfg PYTHONDONTWRITEBYTECODE=1 LC_ALL=C.UTF-8 HOME=${HOME:-/root}
-        "$OPT/ansible/bin/ansible-playbook" "$@" "$book" </dev/null 9>&-
+        "$OPT/ansible/bin/ansible-playbook" "$@" "$COPY/playbooks/$book" </dev/null 9>&-
     ) || code=$?
+    if [ -n "${KEEP_LOG:-}" ] && [ -f "$WORK/ansible.log" ]; then cat "$WORK/ansible.log" >>"$LOG"; fi
     [ "$code" -eq 0 ] || die $FAILED "the playbook $book failed (ansible-playbook ended with $code), see above" \
         "mend what it says, then run this again: what is done already is not done twice"
 }

@@ -14,7 +14,7 @@ programs, in some no programs at all (ANSSI-BP-028 R28, Lynis FILE-6310 and FILE
 Names what it changed on stdout, one line each. Content is copied before the new file system is mounted over it, and the
 hidden original removed after that; a power cut in between leaves the original in force.
 
-What this does NOT do: grow an image later (docs/how-to: fallocate, losetup -c, resize2fs), or check it at boot beyond
+What this does NOT do: grow an image later (docs/how-to/disk-full.md), or check it at boot beyond
 ext4's own journal.
 """
 
