@@ -53,6 +53,19 @@ systemctl restart systemd-remount-fs.service
 systemd-tmpfiles --create /etc/tmpfiles.d/skerry-hardening.conf
 
 if [ -z "$container" ]; then
+    # With a policy that it cannot read usbguard does not start, and the kernel would let everything in at the next boot.
+    since=$(systemctl show -P ActiveEnterTimestamp usbguard.service)
+    if [ -z "$since" ] || [ -n "$(find /etc/usbguard -type f -newermt "$since")" ]; then
+        echo "usbguard follows its rules"
+        systemctl restart usbguard.service
+    fi
+    # What is blocked must be blocked from the first program on that loads drivers.
+    for initrd in /boot/initrd.img-*; do
+        if [ -e "$initrd" ] && [ -n "$(find /etc/modprobe.d -type f -newer "$initrd")" ]; then
+            echo "$initrd blocks the same drivers"
+            update-initramfs -u -k "${initrd#*/initrd.img-}" >/dev/null
+        fi
+    done
     systemctl --quiet is-active auditd || systemctl start auditd
     # Immutable rules are read again at the next boot.
     auditctl -s | grep -q '^enabled 2' || augenrules --load >/dev/null
