@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.hosts import nspawn
+from tests.hosts import nspawn, roots
 from tests.provision.conftest import KIT_ON_BOX, QUESTION, ROOT, Keys, Kit, Provisioned, install, provision, site_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -31,30 +31,26 @@ def answers(box: nspawn.Box) -> bool:
     return "Paris" in found.stdout
 
 
-def test_a_fleet_is_provisioned_over_ssh(own: Provisioned, tmp_path: Path) -> None:
-    """fleet.yml brings the kit to a box that lacks it, lets the box verify it, and finds the rest as it should be."""
-    box, kit = own.box, own.kit
+def run_fleet(box: nspawn.Box, kit: Kit, user: str, key: Path, site: Path, folder: Path) -> str:
+    """Provision a box over SSH with the kit's fleet.yml; gives what was printed."""
     digest = subprocess.check_output(["sha256sum", kit.path / "manifest"], text=True).split()[0]
-    box.run(f"rm -rf /var/lib/skerry/kit/{digest}")
-    *_, proxy = [a for a in box.ssh_argv("rescue", own.keys.rescue) if a.startswith("ProxyCommand=")]
-    options = f"-o '{proxy}' -o UserKnownHostsFile={tmp_path}/known -o StrictHostKeyChecking=accept-new"
-    site = yaml.safe_load(own.box.read("/root/site.yaml"))
-    host = {
-        "ansible_user": "rescue",
-        "ansible_ssh_private_key_file": str(own.keys.rescue),
-        "ansible_ssh_common_args": options,
-    }
-    (tmp_path / "inventory.yml").write_text(yaml.safe_dump({"all": {"vars": site, "hosts": {"box-01": host}}}))
-    staged = tmp_path / digest
-    shutil.copytree(kit.path, staged)
-    variables = {
+    *_, proxy = [a for a in box.ssh_argv(user, key) if a.startswith("ProxyCommand=")]
+    options = f"-o '{proxy}' -o UserKnownHostsFile={folder}/known -o StrictHostKeyChecking=accept-new"
+    host = {"ansible_user": user, "ansible_ssh_private_key_file": str(key), "ansible_ssh_common_args": options}
+    variables = yaml.safe_load(site.read_text())
+    (folder / "inventory.yml").write_text(yaml.safe_dump({"all": {"vars": variables, "hosts": {"box-01": host}}}))
+    staged = folder / digest
+    if not staged.exists():
+        shutil.copytree(kit.path, staged)
+    given = {
         "skerry_kit": f"/var/lib/skerry/kit/{digest}",
         "fleet_kit": str(staged),  # only here: the sender has its verified copy in the same place as the boxes
         "skerry_kit_key": kit.key_sha256,
+        "skerry_kit_sha256": digest,
         "skerry_version": "0.1.0",
     }
-    command = [str(PLAYBOOK), "-i", str(tmp_path / "inventory.yml"), "fleet.yml"]
-    for name, value in variables.items():
+    command = [str(PLAYBOOK), "-i", str(folder / "inventory.yml"), "fleet.yml"]
+    for name, value in given.items():
         command += ["-e", f"{name}={value}"]
     found = subprocess.run(
         command,
@@ -66,8 +62,32 @@ def test_a_fleet_is_provisioned_over_ssh(own: Provisioned, tmp_path: Path) -> No
     )
     assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-2000:]
     assert "failed=0" in found.stdout
+    return found.stdout
+
+
+def test_a_fleet_is_provisioned_over_ssh(own: Provisioned, tmp_path: Path) -> None:
+    """fleet.yml brings the kit to a box that lacks it, lets the box verify it, and finds the rest as it should be."""
+    box, kit = own.box, own.kit
+    digest = subprocess.check_output(["sha256sum", kit.path / "manifest"], text=True).split()[0]
+    box.run(f"rm -rf /var/lib/skerry/kit/{digest}")
+    run_fleet(box, kit, "rescue", own.keys.rescue, site_file(own.keys, tmp_path / "site.yaml"), tmp_path)
     assert box.exists(f"/var/lib/skerry/kit/{digest}/manifest")
     assert answers(box)
+
+
+def test_a_fleet_of_bare_machines_becomes_boxes(kit: Kit, keys: Keys, tmp_path: Path) -> None:
+    """A bare machine that lets root in over SSH is a box after one run, kept by the run's own login as rescue."""
+    bare = roots.debian("bookworm", ("openssh-server",))
+    site = site_file(keys, tmp_path / "site.yaml")
+    with nspawn.boot(bare) as box:
+        public = keys.rescue.with_suffix(".pub").read_text()
+        box.put(public, "/root/.ssh/authorized_keys", mode=0o600)
+        run_fleet(box, kit, "root", keys.rescue, site, tmp_path)
+        assert box.run("skerry-lockout status").stdout == "in force\n"
+        assert box.ssh("root", keys.rescue, "true", check=False).returncode == 255
+        box.run("useradd --create-home app && usermod -aG skerry-client app")
+        assert answers(box)
+        assert re.search(r"changed=0 ", run_fleet(box, kit, "rescue", keys.rescue, site, tmp_path))
 
 
 def test_a_newer_kit_upgrades_and_keeps_the_older_version(own: Provisioned, tmp_path: Path) -> None:
