@@ -1,5 +1,6 @@
 """An image as `make image` builds it, and keys of the people who are to get in. Slow: some minutes."""
 
+import hashlib
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -30,8 +31,12 @@ def build_image(kit: Path, out: Path) -> Image:
         timeout=1800,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    disk = Path(done.stdout.strip().splitlines()[-1])
-    return Image(disk, disk.with_name(f"{disk.stem}-root.tar.zst"), (out / "SHA256SUMS").read_text())
+    return named(Path(done.stdout.strip().splitlines()[-1]))
+
+
+def named(disk: Path) -> Image:
+    """What lies beside a disk image."""
+    return Image(disk, disk.with_name(f"{disk.stem}-root.tar.zst"), (disk.parent / "SHA256SUMS").read_text())
 
 
 @pytest.fixture(scope="session")
@@ -42,8 +47,19 @@ def kit_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def image(kit_folder: Path) -> Image:
-    """The image, in the place where an operator of the station finds it."""
-    return build_image(kit_folder, ROOT / "build" / "image")
+    """The image, in the place where an operator of the station finds it; built anew when anything of it changed."""
+    out = ROOT / "build" / "image"
+    sources = [
+        kit_folder / "manifest",
+        *(p for p in (ROOT / "images").rglob("*") if p.is_file() and p.suffix != ".pyc"),
+    ]
+    recipe = hashlib.sha256(b"".join(str(p).encode() + p.read_bytes() for p in sorted(sources))).hexdigest()
+    known = out / "built-from"
+    if known.exists() and known.read_text() == recipe:
+        return named(next(out.glob("*.img")))
+    found = build_image(kit_folder, out)
+    known.write_text(recipe)
+    return found
 
 
 @pytest.fixture(scope="session")

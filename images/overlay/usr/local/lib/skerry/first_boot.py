@@ -31,7 +31,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -53,6 +53,8 @@ STICK_FIRST_S = 8  # a stick that is in is found sooner; then the consoles ask
 # Letters that are not taken for each other, 30 of them: 20 make 98 bits.
 ALPHABET = "abcdefghjkmnpqrstuvwxyz2345678"
 CLOCK = "%Y-%m-%d %H:%M"
+# What the playbooks' hardening_ssh_networks lets in by itself.
+PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 # Of a key's comment only what has no meaning to a shell, to YAML or to Ansible's templates.
 COMMENT = re.compile(r"[A-Za-z0-9@._+-]{1,60}")
 
@@ -116,9 +118,9 @@ def key(text: str, key_problem: Callable[[str], str]) -> str:
     return f"{kind} {data} {comment}"
 
 
-def network_file(text: str) -> str:
-    """Return systemd-networkd's file for `dhcp` or for `ADDRESS/PREFIX [GATEWAY]`."""
-    wired = "# Written at the first boot.\n[Match]\nType=ether\n\n[Network]\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
+def network_file(text: str, match: str = "Type=ether") -> str:
+    """Return systemd-networkd's file for `dhcp` or for `ADDRESS/PREFIX [GATEWAY]`, for the card that `match` names."""
+    wired = f"# Written at the first boot.\n[Match]\n{match}\n\n[Network]\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
     if text == "dhcp":
         return ""  # what the image does by itself
     words = text.split()
@@ -152,12 +154,20 @@ def clock(text: str) -> datetime.datetime:
     return when
 
 
-def site(answers: Answers) -> str:
-    """Return the site's variables. JSON is YAML, and quotes all that could mean something."""
+def site(answers: Answers, leased: Sequence[str] = ()) -> str:
+    """Return the site's variables. JSON is YAML, and quotes all that could mean something.
+
+    Args:
+        leased: addresses that the box has got from its network, as 100.64.0.7/24.
+    """
     keys = [answers.operator] if answers.operator else []
     operators = [{"name": "operator", "role": "admin", "keys": keys}] if keys else []
     rescue = [answers.rescue] if answers.rescue else keys
     variables = {"base_hostname": answers.hostname, "console_operators": operators, "console_rescue_keys": rescue}
+    # A network that the playbooks do not let in by themselves would leave nobody a way in.
+    own = [ipaddress.IPv4Interface(text.split()[0]).network for text in (answers.network, *leased) if text != "dhcp"]
+    if others := sorted({str(network) for network in own if not any(map(network.subnet_of, PRIVATE))}):
+        variables["hardening_ssh_networks"] = [*map(str, PRIVATE), *others]
     note = "# Written at the first boot. After a change: sudo skerry-setup. All names: docs/reference/variables.md\n"
     return note + "".join(f"{name}: {json.dumps(value)}\n" for name, value in variables.items())
 
@@ -176,6 +186,8 @@ def serve() -> int:
         print("cannot ask in a container: start it with the credential skerry.operator, one public key")
         return 0
     source, answers = found
+    # Nobody else is asked from here on, and nobody answers in vain.
+    run("systemctl", "stop", *(f"skerry-wizard@{console}.service" for console in consoles))
     tell(consoles, f"Thank you ({source}). Setting up; this takes a minute or two. Leave the machine on.")
     write_network(answers)
     if answers.clock:
@@ -188,7 +200,10 @@ def wait(consoles: list[str]) -> tuple[str, Answers] | None:
     rule = load_preflight().key_problem
     credential = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "skerry.operator")
     if credential.exists():
-        return "credential", check({"operator": credential.read_text()}, rule)
+        try:
+            return "credential", check({"operator": credential.read_text()}, rule)
+        except Refused as error:
+            tell(consoles, f"The credential skerry.operator will not do: {error}.")
     if subprocess.run(["systemd-detect-virt", "--container", "--quiet"], check=False).returncode == 0:
         return None
     refused, asked, began = "", False, time.monotonic()
@@ -248,9 +263,9 @@ def set_up(consoles: list[str], answers: Answers | None, source: str) -> int:
     command = [str(SETUP)]
     if answers:
         file = Path(os.environ["RUNTIME_DIRECTORY"], "site.yaml")
-        file.write_text(site(answers))
+        file.write_text(site(answers, leased_addresses()))
         command += ["--site", str(file)]
-        give_password(answers)  # the playbooks refuse to close a machine that nobody could enter
+        give_password(answers)  # the playbooks refuse to close a machine that nobody could enter, and leave it as it is
     # Its output goes to the journal as it comes; what went wrong is said at its end, on stderr.
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     sys.stderr.write(done.stderr)
@@ -258,15 +273,13 @@ def set_up(consoles: list[str], answers: Answers | None, source: str) -> int:
         said = "\r\n".join(done.stderr.strip().splitlines()[-8:])
         tell(consoles, f"The first boot FAILED:\r\n{said}\r\nMend that and start the machine again.")
         SITE.unlink(missing_ok=True)  # or it would not ask again
+        run("systemctl", "start", "--no-block", *map(getty, consoles))
         return 1
-    if answers:
-        give_password(answers)  # which the playbooks have locked
     close_window()
     os.sync()
     now = datetime.datetime.now(datetime.UTC)
     write(DONE, f"{now:%Y-%m-%dT%H:%M:%SZ} by {source}\n")
     tell(consoles, f"Skerry is ready.\r\n{how_to_get_in()}")
-    run("systemctl", "stop", *(f"skerry-wizard@{console}.service" for console in consoles))
     run("systemctl", "start", "--no-block", *map(getty, consoles))
     remove_itself()
     return 0
@@ -299,9 +312,29 @@ def give_password(answers: Answers) -> None:
 
 def write_network(answers: Answers) -> None:
     """Put the network's file in place and in force."""
-    if text := network_file(answers.network):
+    if text := network_file(answers.network, connected_card()):
         write(NETWORK, text)
-        run("networkctl", "reload")
+    else:
+        NETWORK.unlink(missing_ok=True)  # of an answer before this one, which led nowhere
+    run("networkctl", "reload")
+
+
+def connected_card() -> str:
+    """Say which network card has a cable in: the address goes to it alone. To any, if that cannot be told."""
+    for card in sorted(Path("/sys/class/net").glob("e*")):
+        with contextlib.suppress(OSError):
+            if (card / "carrier").read_text().strip() == "1":
+                return f"Name={card.name}"  # by its slot: a card may be replaced
+    return "Type=ether"
+
+
+def leased_addresses() -> list[str]:
+    """Return the box's addresses, as 192.168.10.20/24."""
+    try:
+        shown = json.loads(output("ip", "-json", "-4", "address", "show", "scope", "global") or "[]")
+    except ValueError:
+        return []
+    return [f"{entry['local']}/{entry['prefixlen']}" for card in shown for entry in card.get("addr_info", [])]
 
 
 def open_window() -> None:
