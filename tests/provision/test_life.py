@@ -44,7 +44,7 @@ def run_fleet(box: nspawn.Box, kit: Kit, user: str, key: Path, site: Path, folde
         shutil.copytree(kit.path, staged)
     given = {
         "skerry_kit": f"/var/lib/skerry/kit/{digest}",
-        "fleet_kit": str(staged),  # only here: the sender has its verified copy in the same place as the boxes
+        "fleet_source": str(staged),  # only here: the sender has its verified copy in the same place as the boxes
         "skerry_kit_key": kit.key_sha256,
         "skerry_kit_sha256": digest,
         "skerry_version": "0.1.0",
