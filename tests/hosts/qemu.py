@@ -439,11 +439,19 @@ class Box:
 
     def usb_detach(self, name: str = "stick") -> None:
         """Pull a USB stick out, without warning."""
+        self.usb_unplug(name)
+        self._monitor().execute("blockdev-del", node_name=name)
+        del self._sticks[name]
+
+    def usb_plug(self, driver: str, name: str) -> None:
+        """Plug in another USB device that QEMU knows, such as `usb-kbd` or `usb-ccid`."""
+        self._monitor().execute("device_add", driver=driver, bus="xhci.0", id=name)
+
+    def usb_unplug(self, name: str) -> None:
+        """Pull it out."""
         qmp = self._monitor()
         qmp.execute("device_del", id=name)
         qmp.wait_event("DEVICE_DELETED", 30, device=name)
-        qmp.execute("blockdev-del", node_name=name)
-        del self._sticks[name]
 
     def frames(self) -> list[bytes]:
         """Return the Ethernet frames on the guest's cable since its start, both ways; it is 52:54:00:12:34:56."""

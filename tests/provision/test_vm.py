@@ -78,6 +78,45 @@ def test_memory_of_the_daemon_is_bounded(box: qemu.Box) -> None:
     assert box.run("systemctl show -P ActiveEnterTimestampMonotonic ssh.service dbus.service").stdout == before
 
 
+def usb_products(box: qemu.Box) -> dict[str, str]:
+    """Whether the kernel may use each USB device that is plugged in: `1` or `0` by its product."""
+    script = 'for d in /sys/bus/usb/devices/*/product; do echo "$(cat ${d%/*}/authorized) $(cat $d)"; done'
+    lines = box.run(script).stdout.splitlines()
+    return {product: state for state, _, product in (line.partition(" ") for line in lines)}
+
+
+def test_usb_devices_are_let_in_by_what_they_are(box: qemu.Box) -> None:
+    """A keyboard works; a reader for smart cards is seen and not let in."""
+    box.usb_plug("usb-kbd", "keys")
+    box.usb_plug("usb-ccid", "reader")
+    try:
+        for _ in range(30):
+            found = usb_products(box)
+            if {"QEMU USB Keyboard", "QEMU USB CCID"} <= found.keys() and found["QEMU USB Keyboard"] == "1":
+                break
+            time.sleep(2)
+        assert found["QEMU USB Keyboard"] == "1"
+        assert found["QEMU USB CCID"] == "0"
+    finally:
+        box.usb_unplug("reader")
+        box.usb_unplug("keys")
+
+
+def test_a_volume_grows_in_use(box: qemu.Box) -> None:
+    """Data and logs have file systems of their own, and one that is full can be given more room while it is used."""
+    source = {place: box.run(f"findmnt -no SOURCE {place}").stdout.strip() for place in ("/var/lib/skerry", "/var/log")}
+    assert all(device.startswith("/dev/loop") for device in source.values()), source
+    before = int(box.run("df --output=size -B1 /var/log | tail -n 1").stdout)
+    image, device = "/var/lib/skerry-volumes/log.img", source["/var/log"]
+    box.run(f"fallocate -l $(($(stat -c %s {image}) + 100000000)) {image} && losetup -c {device} && resize2fs {device}")
+    assert int(box.run("df --output=size -B1 /var/log | tail -n 1").stdout) > before + 80_000_000
+
+
+def test_the_log_of_the_first_run_is_whole(box: qemu.Box) -> None:
+    """What Ansible said after it laid a file system over /var/log is in the log that is there now."""
+    assert "Hardening | Close the door" in box.read("/var/log/skerry/install.log")
+
+
 def test_usb_storage_is_blocked_until_the_window_opens(box: qemu.Box, tmp_path: Path) -> None:
     """A stick is not seen; in a window that was opened with a reason it is, and afterwards not any more."""
     stick = tmp_path / "stick.img"
