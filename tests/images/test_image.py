@@ -121,6 +121,15 @@ def test_only_ssh_is_open(box: qemu.Box) -> None:
     assert "sshd" not in box.run("systemctl list-units --plain --no-legend --type=socket").stdout
 
 
+def test_a_damaged_data_partition_does_not_stop_the_boot(box: qemu.Box) -> None:
+    """Without its models the box still comes up and lets one in by SSH; the last test of this box."""
+    box.run("dd if=/dev/zero of=/dev/disk/by-partlabel/skerry-data bs=1M count=64 conv=fsync status=none")
+    box.reboot(900)
+    assert box.run("findmnt /var/lib/skerry", check=False).returncode != 0
+    assert "var-lib-skerry.mount" in box.run("systemctl list-units --all --plain 'var-lib-skerry*'").stdout
+    assert box.run("systemctl is-active ssh.service nftables.service").stdout == "active\nactive\n"
+
+
 def test_a_boot_that_answers_nobody_uses_up_an_attempt(image: Image, tmp_path: Path) -> None:
     """A power cut before the box was ready leaves one attempt less; somebody at the console can name the key."""
     public = ssh.make_key(tmp_path / "key").with_suffix(".pub").read_text().strip()

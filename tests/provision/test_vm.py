@@ -41,8 +41,9 @@ def usb_disks(box: qemu.Box) -> str:
 
 
 def test_a_machine_answers(box: qemu.Box) -> None:
-    """On a machine with its own kernel the signed model answers a user of skerry-client."""
+    """On a machine with its own kernel the signed model answers a user of skerry-client; /tmp is still what it was."""
     assert "Paris" in ask(box)
+    assert box.run("findmnt /tmp", check=False).returncode != 0
     assert MODEL in box.run("skerry model list --json", timeout_s=120).stdout
 
 
@@ -53,6 +54,7 @@ def test_after_a_power_cut_it_answers_again(box: qemu.Box) -> None:
     box.start()
     box.wait_unit("skerry-inferenced.socket", timeout_s=600)
     assert "Paris" in ask(box)
+    assert "noexec" in box.run("findmnt -no OPTIONS --types tmpfs /tmp").stdout
     box.run(f"skerry model verify /var/lib/skerry/models/{MODEL} --keys /etc/skerry/keys", timeout_s=600)
 
 
