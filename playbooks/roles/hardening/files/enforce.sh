@@ -24,6 +24,13 @@ for unit in ssh auditd audit-rules apparmor acct usbguard; do
         ;;
     esac
 done
+# Its rules are files; nobody asks usbguard over D-Bus, and nobody shall.
+if [ "$(readlink /etc/systemd/system/usbguard-dbus.service)" != /dev/null ]; then
+    echo "usbguard-dbus is off"
+    systemctl stop usbguard-dbus.service 2>/dev/null || true
+    systemctl --quiet disable usbguard-dbus.service 2>/dev/null || true
+    systemctl --quiet mask usbguard-dbus.service
+fi
 if ! systemctl --quiet is-active ssh.service; then
     echo "ssh runs"
     systemctl start ssh.service
