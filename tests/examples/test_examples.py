@@ -1,30 +1,17 @@
 """The example files are what their README says, and the demo's pure parts do what they say."""
 
-import importlib.util
 import re
-import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from tests.fakes.programs import load
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 
-
-def _load_demo() -> ModuleType:
-    """Import the script by its path; `examples` is no package."""
-    spec = importlib.util.spec_from_file_location("skerry_demo", EXAMPLES / "demo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["skerry_demo"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-demo = _load_demo()
+demo = load(EXAMPLES / "demo.py")
 TICKETS = demo.read_lines(EXAMPLES / "tickets.jsonl", demo.Ticket)
 QUESTIONS = demo.read_lines(EXAMPLES / "questions.jsonl", demo.Question)
 PAGES = sorted((EXAMPLES / "handbook").glob("*.md"))

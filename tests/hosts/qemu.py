@@ -153,6 +153,7 @@ class Box:
         self._qmp: Qmp | None = None
         self._port = 0
         self._sticks: dict[str, str] = {}
+        self._carried: dict[str, str] = {}
         self._shell: Shell = SshShell(self, *login) if login else AgentShell(Agent(folder / "agent"), self.name)
         _overlay(machine, folder / "disk.qcow2")
         if machine.variables:
@@ -256,6 +257,7 @@ class Box:
             process.kill_tree(self._process)
             self._process = None
         self._sticks.clear()
+        self._carried.clear()
 
     @property
     def is_on(self) -> bool:
@@ -354,6 +356,14 @@ class Box:
         device = f"/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_{serial}"
         wait = f"i=0; until [ -e {device} ]; do i=$((i+1)); [ $i -lt 300 ] || exit 9; sleep 0.1; done"
         self.run(f"mkdir -p {shlex.quote(target)}; {wait}; mount -o ro {device} {shlex.quote(target)}", timeout_s=120)
+        self._carried[target] = serial
+
+    def uncarry(self, target: str) -> None:
+        """Take a carried folder out again, which `save` asks for."""
+        serial = self._carried.pop(target)
+        self.run(f"! mountpoint -q {shlex.quote(target)} || umount {shlex.quote(target)}", timeout_s=120)
+        self.unplug(serial)
+        self._monitor().execute("blockdev-del", node_name=serial)
 
     def read(self, path: str) -> str:
         """Return a file of the box as text."""
@@ -439,7 +449,7 @@ class Box:
 
     def usb_detach(self, name: str = "stick") -> None:
         """Pull a USB stick out, without warning."""
-        self.usb_unplug(name)
+        self.unplug(name)
         self._monitor().execute("blockdev-del", node_name=name)
         del self._sticks[name]
 
@@ -447,8 +457,8 @@ class Box:
         """Plug in another USB device that QEMU knows, such as `usb-kbd` or `usb-ccid`."""
         self._monitor().execute("device_add", driver=driver, bus="xhci.0", id=name)
 
-    def usb_unplug(self, name: str) -> None:
-        """Pull it out."""
+    def unplug(self, name: str) -> None:
+        """Pull a device out."""
         qmp = self._monitor()
         qmp.execute("device_del", id=name)
         qmp.wait_event("DEVICE_DELETED", 30, device=name)
@@ -515,19 +525,9 @@ class Box:
 
 
 def _qemu(machine: Machine) -> list[str]:
-    chosen = ["-accel", accel.option(), "-cpu", "host" if accel.name() == "kvm" else "max"]
-    size = ["-smp", str(machine.cpus), "-m", str(machine.memory_mib)]
-    return [
-        "qemu-system-x86_64",
-        "-nodefaults",
-        "-no-user-config",
-        "-M",
-        "q35,smm=off",
-        "-display",
-        "none",
-        *chosen,
-        *size,
-    ]
+    cpu = "host" if accel.name() == "kvm" else "max"
+    size = f"-accel {accel.option()} -cpu {cpu} -smp {machine.cpus} -m {machine.memory_mib}"
+    return f"qemu-system-x86_64 -nodefaults -no-user-config -M q35,smm=off -display none {size}".split()
 
 
 def _devices() -> list[str]:

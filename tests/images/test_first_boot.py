@@ -1,29 +1,16 @@
 """The first boot's answers: what is taken, what is refused, and what the box is told by them. No machine needed."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.fakes.programs import load
+
 ROOT = Path(__file__).parents[2]
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ7Vmk5tvGcLlTkFvW1J6cXH8F0Ee4V2sJ4pM8mW0xQp"
-
-
-def load(path: Path) -> ModuleType:
-    """Import a program that is no package."""
-    spec = importlib.util.spec_from_file_location(f"image_{path.stem}", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
 
 first_boot = load(ROOT / "images/overlay/usr/local/lib/skerry/first_boot.py")
 rule = load(ROOT / "playbooks/roles/base/files/preflight.py").key_problem

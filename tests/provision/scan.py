@@ -28,6 +28,7 @@ from pathlib import Path
 from kit import debs
 from kit.suites import SUITES
 from tests.hosts import nspawn, qemu, roots
+from tests.provision import machines
 from tests.provision.conftest import KIT_ON_BOX, ROOT, build_kit, install, make_keys, site_file
 
 SCAN = ROOT / "build" / "scan"
@@ -98,27 +99,36 @@ def gather_tools() -> Path:
 def machine(stage: str, tools: Path, *, container: bool) -> Iterator[Box]:
     """A machine in one of the two states, with the tools; a provisioned one was rebooted and somebody logged in."""
     shutil.copy(WAIVERS, tools)
-    kit = build_kit("bookworm")
-    binds = {KIT_ON_BOX: kit.path, TOOLS_ON_BOX: tools}
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        box: Box
         if container:
-            box: Box = stack.enter_context(nspawn.boot(roots.debian("bookworm"), binds=binds))
+            box = stack.enter_context(nspawn.boot(roots.debian("bookworm"), binds={TOOLS_ON_BOX: tools}))
+            if stage == "after":
+                provision_container(box)
         else:
-            box = stack.enter_context(qemu.boot(qemu.debian_vm("bookworm"), binds=binds))
-        if stage == "after":
-            keys = make_keys(folder)
-            box.put(site_file(keys, folder / "site.yaml", hardening_ssh_networks=["10.0.2.0/24"]), "/root/site.yaml")
-            install(box, kit, "--site /root/site.yaml", timeout_s=3600)
-            box.ssh("rescue", keys.rescue, "true", timeout_s=120)
-            box.reboot()
-            if isinstance(box, qemu.Box):
-                box.carry(tools, TOOLS_ON_BOX)
+            plain = stage == "before"
+            start = qemu.debian_vm("bookworm") if plain else machines.provisioned_vm("bookworm").machine
+            box = stack.enter_context(qemu.boot(start))
+            if stage == "after":
+                box.reboot()
+            box.carry(tools, TOOLS_ON_BOX)
         # A box without sshd is no box, so the plain Debian gets one too before it is measured.
         box.run(INSTALL_TOOLS.format(more="openssh-server iproute2 procps kmod"), timeout_s=1800)
         print(f"ready after {time.monotonic() - began:.0f} s", file=sys.stderr)
         yield box
+
+
+def provision_container(box: nspawn.Box) -> None:
+    """Install the kit, log in once, and reboot."""
+    kit = build_kit("bookworm")
+    box.put(kit.path, KIT_ON_BOX)
+    with tempfile.TemporaryDirectory() as name:
+        keys = make_keys(Path(name))
+        box.put(site_file(keys, Path(name) / "site.yaml"), "/root/site.yaml")
+        install(box, kit, "--site /root/site.yaml")
+        box.ssh("rescue", keys.rescue, "true")
+    box.reboot()
 
 
 def measure(box: Box, folder: Path, profiles: Sequence[str], *, waivers: bool) -> dict[str, object]:

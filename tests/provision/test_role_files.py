@@ -2,33 +2,21 @@
 
 import base64
 import datetime
-import importlib.util
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tests.fakes.programs import load
+
 FILES = Path(__file__).parents[2] / "playbooks" / "roles" / "base" / "files"
 BUILT = datetime.datetime(2026, 11, 20, tzinfo=datetime.UTC)
 
-
-def load(name: str) -> ModuleType:
-    """Import one of the programs, which are no package."""
-    spec = importlib.util.spec_from_file_location(f"role_{name}", FILES / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-preflight, tree, mounts = load("preflight"), load("tree"), load("mounts")
+preflight, tree, mounts = (load(FILES / f"{name}.py") for name in ("preflight", "tree", "mounts"))
 
 
 def field(*parts: bytes) -> str:
