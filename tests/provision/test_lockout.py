@@ -202,6 +202,24 @@ def test_what_the_programs_refuse_is_not_tried(box: Hardened, path: str, old: st
     assert not box.box.exists(f"{STATE}/armed")
 
 
+def test_what_cannot_be_loaded_leaves_nothing_waiting(box: Hardened) -> None:
+    """When a program refuses its new file after all, the old files are back at once and no timer is left to fail."""
+    box.change_staged("/etc/ssh/sshd_config", "LoginGraceTime 30", "LoginGraceTime 31")
+    box.box.put("[Service]\nExecReload=\nExecReload=/bin/false\n", "/run/systemd/system/ssh.service.d/test.conf")
+    box.box.run("systemctl daemon-reload")
+    try:
+        found = box.box.run("skerry-lockout apply --seconds 2", check=False)
+    finally:
+        box.box.run("rm /run/systemd/system/ssh.service.d/test.conf && systemctl daemon-reload")
+        box.box.run("systemctl reload ssh.service")
+    assert found.returncode == 1
+    assert "cannot load" in found.stderr
+    assert grace(box) == "30"
+    time.sleep(4)
+    assert not [unit for unit in box.box.failed_units() if "lockout" in unit]
+    box.box.run(f"rm {STATE}/reverted")
+
+
 def test_nothing_changed_is_nothing_armed(box: Hardened) -> None:
     """Without a difference the guard waits for nothing; --check changes nothing; 0 seconds arms nothing."""
     assert box.lockout("apply --seconds 60") == ""
@@ -237,3 +255,13 @@ def test_only_root_calls_it(box: Hardened) -> None:
         call = f"PAM_SERVICE=sshd PAM_TYPE=open_session /usr/local/sbin/skerry-lockout {verb}"
         found = box.box.run(call, user="ops1", check=False)
         assert found.returncode == 3, found
+
+
+@pytest.mark.parametrize("name", ["skerry-lockout.lock", "skerry-install.lock"])
+def test_nobody_holds_the_lock_of_root(box: Hardened, name: str) -> None:
+    """A lock needs no right but to read, so a user who could read it would keep the guard from acting."""
+    box.lockout("apply --seconds 0")
+    assert box.box.exists(f"/run/{name}")
+    found = box.box.run(f"flock -n /run/{name} true", user="ops1", check=False)
+    assert found.returncode != 0
+    assert "Permission denied" in found.stderr
