@@ -135,6 +135,19 @@ def test_preflight_sees_this_machine() -> None:
     assert found.system.split()[0] in ("debian", "ubuntu", "unknown") or found.system
 
 
+def test_a_disk_on_usb_is_found_behind_layers(tmp_path: Path) -> None:
+    """A root on LVM or LUKS on a USB disk is on USB all the same; one on an inner disk is not."""
+    for bus, disk in (("usb1/1-1", "sda"), ("ata1", "sdb")):
+        (tmp_path / "devices" / bus / disk / f"{disk}2").mkdir(parents=True)
+    for upper, lower in (("dm-0", "usb1/1-1/sda/sda2"), ("dm-1", "ata1/sdb/sdb2")):
+        (tmp_path / "devices/virtual" / upper / "slaves").mkdir(parents=True)
+        (tmp_path / "devices/virtual" / upper / "slaves" / "part").symlink_to(tmp_path / "devices" / lower)
+    assert preflight.hangs_on_usb(tmp_path / "devices/usb1/1-1/sda/sda2")
+    assert preflight.hangs_on_usb(tmp_path / "devices/virtual/dm-0")
+    assert not preflight.hangs_on_usb(tmp_path / "devices/virtual/dm-1")
+    assert not preflight.hangs_on_usb(tmp_path / "devices/gone")
+
+
 # -- tree.py
 
 
@@ -235,6 +248,20 @@ def test_how_a_disk_is_divided(
 ) -> None:
     """Volumes take a share of what is free, leave room for the system, and are not made where there is none."""
     assert mounts.volume_sizes(mode, free, data, log, container=container) == result
+
+
+@pytest.mark.parametrize(("unit", "stays"), [("Options=loop,nodev\n", True), ("", False), (None, False)])
+def test_an_image_that_nothing_names_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str | None, stays: bool
+) -> None:
+    """What a run that was cut off left takes no room in the next; an empty unit, as a power cut leaves it, is none."""
+    monkeypatch.setattr(mounts, "IMAGES", tmp_path)
+    monkeypatch.setattr(mounts, "UNITS", tmp_path)
+    (tmp_path / "data.img").write_bytes(b"0")
+    if unit is not None:
+        (tmp_path / "var-lib-skerry.mount").write_text(unit)
+    mounts.remove_orphans()
+    assert (tmp_path / "data.img").exists() == stays
 
 
 def test_volumes_that_do_not_fit_are_refused() -> None:

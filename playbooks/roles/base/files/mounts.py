@@ -51,6 +51,10 @@ class Place:
         """The file of its mount unit."""
         return UNITS / (str(self.where).strip("/").replace("/", "-") + ".mount")
 
+    def unit_now(self) -> str:
+        """What that file holds now; empty as well if it is not there."""
+        return self.unit.read_text() if self.unit.exists() else ""
+
 
 PLACES = (
     Place(Path("/boot"), "nodev,nosuid,noexec"),
@@ -73,12 +77,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--log-mb", type=int, default=0)
     parser.add_argument("--check", action="store_true", help="change nothing")
     options = parser.parse_args(argv)
+    if not options.check:
+        remove_orphans()
     sizes = volume_sizes(options.volumes, free_mb(), options.data_mb, options.log_mb, container=in_container())
     for place in PLACES:
         size = sizes.get(place.image, 0)
         for line in apply(place, size, check=options.check):
             print(line)
     return 0
+
+
+def remove_orphans() -> None:
+    """Remove images of a run that was cut off: no unit names them, and they would keep the room that is asked for."""
+    for place in PLACES:
+        if place.image and "Options=loop" not in place.unit_now():
+            (IMAGES / f"{place.image}.img").unlink(missing_ok=True)
 
 
 def volume_sizes(mode: str, free: int, data: int, log: int, *, container: bool) -> dict[str, int]:
@@ -110,15 +123,15 @@ def apply(place: Place, size_mb: int, *, check: bool) -> Iterator[str]:
     if check and not place.where.is_dir():
         yield f"{place.where} ({place.options})"
         return
-    if place.unit.exists():
-        size_mb = 1 if "Options=loop" in place.unit.read_text() else 0
+    if place.unit_now():
+        size_mb = 1 if "Options=loop" in place.unit_now() else 0
         image_ready = True
     else:
         if is_other_device(place.where):
             return
         image_ready = False
     text = unit_text(place, from_image=size_mb > 0)
-    if place.unit.exists() and place.unit.read_text() == text and is_mounted(place.where):
+    if place.unit_now() == text and is_mounted(place.where):
         return
     yield f"{place.where} ({f'volume of {size_mb} MB' if size_mb > 1 else place.options})"
     if check:
@@ -130,6 +143,7 @@ def apply(place: Place, size_mb: int, *, check: bool) -> Iterator[str]:
     run("systemctl", "enable", "--quiet", place.unit.name)
     run("systemctl", "reload-or-restart" if is_mounted(place.where) else "start", place.unit.name)
     if size_mb > 0 and not image_ready:
+        os.sync()  # the unit too, before the original goes
         remove_hidden(place.where)
         reopen_logs(place)
 
@@ -150,7 +164,6 @@ def make_image(place: Place, size_mb: int) -> None:
     """Make the image and copy into it what is in the folder now."""
     IMAGES.mkdir(mode=0o700, exist_ok=True)
     image = IMAGES / f"{place.image}.img"
-    image.unlink(missing_ok=True)  # of a run that was cut off: nothing points to it yet
     run("fallocate", "-l", f"{size_mb}MB", str(image))
     run("mkfs.ext4", "-q", "-m", "1", "-L", f"skerry-{place.image}", str(image))
     work = Path("/run/skerry-volume")

@@ -282,9 +282,15 @@ def _usb_networks() -> Iterator[str]:
 
 
 def _root_on_usb() -> bool:
-    device = Path("/").stat().st_dev
-    path = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
-    return "/usb" in str(path.resolve())
+    source = subprocess.run(
+        ["findmnt", "-nvo", "SOURCE", "/"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return hangs_on_usb(Path("/sys/class/block", Path(source).resolve().name))
+
+
+def hangs_on_usb(device: Path) -> bool:
+    """Say whether a block device of /sys, or one that it lies on by LVM, LUKS or RAID, is on USB."""
+    return "/usb" in str(device.resolve()) or any(map(hangs_on_usb, device.glob("slaves/*")))
 
 
 def _lines(path: str | Path) -> list[str]:
