@@ -110,6 +110,45 @@ def test_the_own_network_may_come_in(network: str, leased: tuple[str, ...], othe
     assert defaults["hardening_ssh_networks"] == private
 
 
+def test_a_lease_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network's answer takes a while where a cable is in; where there is no card nobody waits."""
+    clock, leases = iter(range(1000)), iter([[], [], [], ["100.64.0.7/24"]])
+    monkeypatch.setattr(first_boot, "CARDS", tmp_path)
+    monkeypatch.setattr(first_boot, "leased_addresses", lambda: next(leases))
+    monkeypatch.setattr(first_boot.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(first_boot.time, "sleep", lambda _: None)
+    (tmp_path / "lo").mkdir()
+    assert first_boot.wait_for_lease() == []
+    (tmp_path / "enp1s0").mkdir()
+    (tmp_path / "enp1s0" / "carrier").write_text("1\n")
+    assert first_boot.wait_for_lease() == ["100.64.0.7/24"]
+    (tmp_path / "enp1s0" / "carrier").write_text("0\n")
+    monkeypatch.setattr(first_boot, "leased_addresses", list)
+    before = next(clock)
+    assert first_boot.wait_for_lease() == []
+    assert next(clock) - before < 2 * first_boot.CABLE_S
+
+
+def test_the_first_change_is_not_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody could get in before the first boot, so its run has no lockout guard; every later run has it again."""
+    given = tmp_path / "site.yaml"
+    setup = tmp_path / "setup"
+    setup.write_text('#!/bin/sh\ncp "$2" "$0.site" && cp "$2" "$(dirname "$0")/kept.yaml"\n')
+    setup.chmod(0o755)
+    for name, value in (("SETUP", setup), ("SITE", tmp_path / "kept.yaml"), ("DONE", tmp_path / "done")):
+        monkeypatch.setattr(first_boot, name, value)
+    for name in ("close_window", "remove_itself", "how_to_get_in"):
+        monkeypatch.setattr(first_boot, name, lambda: "")
+    monkeypatch.setattr(first_boot, "run", lambda *_: None)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(given.parent))
+    assert first_boot.set_up([], check(operator=KEY, network="203.0.113.20/24"), "stick") == 0
+    during = yaml.safe_load((tmp_path / "setup.site").read_text())
+    after = yaml.safe_load((tmp_path / "kept.yaml").read_text())
+    assert during.pop("hardening_lockout_minutes") == 0
+    assert during == after
+    assert (tmp_path / "kept.yaml").stat().st_mode & 0o777 == 0o600
+
+
 def test_an_address_goes_to_one_card() -> None:
     """The file for systemd-networkd names the card, the address and the gateway; `dhcp` needs none."""
     text = first_boot.network_file("192.168.10.20/24 192.168.10.1", "Name=enp3s0")

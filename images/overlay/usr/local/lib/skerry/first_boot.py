@@ -46,13 +46,17 @@ UNITS = (
 )
 STICK = Path("/dev/disk/by-label/SKERRY")
 WINDOW = Path("/run/skerry-usb-window")
+CARDS = Path("/sys/class/net")
 STICK_FILES = {"operator.pub": "operator", "rescue.pub": "rescue", "network": "network", "hostname": "hostname"}
 LONGEST = 8192
+CABLE_S, LEASE_S = 10, 60
 STICK_FIRST_S = 8  # a stick that is in is found sooner; then the consoles ask
 
 # Letters that are not taken for each other, 30 of them: 20 make 98 bits.
 ALPHABET = "abcdefghjkmnpqrstuvwxyz2345678"
 CLOCK = "%Y-%m-%d %H:%M"
+# The lockout guard goes back to what let people in before. Here nobody could get in before, so it would shut them out.
+FIRST_RUN = "hardening_lockout_minutes: 0\n"
 # What the playbooks' hardening_ssh_networks lets in by itself.
 PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 # Of a key's comment only what has no meaning to a shell, to YAML or to Ansible's templates.
@@ -263,7 +267,7 @@ def set_up(consoles: list[str], answers: Answers | None, source: str) -> int:
     command = [str(SETUP)]
     if answers:
         file = Path(os.environ["RUNTIME_DIRECTORY"], "site.yaml")
-        file.write_text(site(answers, leased_addresses()))
+        file.write_text(site(answers, wait_for_lease() if answers.network == "dhcp" else ()) + FIRST_RUN)
         command += ["--site", str(file)]
         give_password(answers)  # the playbooks refuse to close a machine that nobody could enter, and leave it as it is
     # Its output goes to the journal as it comes; what went wrong is said at its end, on stderr.
@@ -276,6 +280,7 @@ def set_up(consoles: list[str], answers: Answers | None, source: str) -> int:
         run("systemctl", "start", "--no-block", *map(getty, consoles))
         return 1
     close_window()
+    write(SITE, SITE.read_text().replace(FIRST_RUN, ""), 0o600)
     os.sync()
     now = datetime.datetime.now(datetime.UTC)
     write(DONE, f"{now:%Y-%m-%dT%H:%M:%SZ} by {source}\n")
@@ -321,11 +326,29 @@ def write_network(answers: Answers) -> None:
 
 def connected_card() -> str:
     """Say which network card has a cable in: the address goes to it alone. To any, if that cannot be told."""
-    for card in sorted(Path("/sys/class/net").glob("e*")):
-        with contextlib.suppress(OSError):
-            if (card / "carrier").read_text().strip() == "1":
-                return f"Name={card.name}"  # by its slot: a card may be replaced
+    for card in sorted(CARDS.glob("e*")):
+        if has_cable(card):
+            return f"Name={card.name}"  # by its slot: a card may be replaced
     return "Type=ether"
+
+
+def wait_for_lease() -> list[str]:
+    """Return the addresses that the network gave, which takes a while; a card needs some seconds to see its cable."""
+    cards = [card for card in CARDS.iterdir() if card.name != "lo"]
+    began = time.monotonic()
+    while not (found := leased_addresses()) and cards:
+        if time.monotonic() - began > (LEASE_S if any(map(has_cable, cards)) else CABLE_S):
+            break
+        time.sleep(1)
+    return found
+
+
+def has_cable(card: Path) -> bool:
+    """Say whether a network card is connected; one that is switched off cannot tell."""
+    try:
+        return (card / "carrier").read_text().strip() == "1"
+    except OSError:
+        return False
 
 
 def leased_addresses() -> list[str]:
@@ -373,13 +396,13 @@ def tell(consoles: list[str], text: str) -> None:
                 out.write(f"\r\n{text}\r\n")
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, text: str, mode: int = 0o644) -> None:
     """Write a file so that after a power cut it is there whole, or not at all."""
     partial = path.with_name(f".{path.name}.new")
     with partial.open("w") as file:
         file.write(text)
         file.flush()
-        os.fchmod(file.fileno(), 0o644)
+        os.fchmod(file.fileno(), mode)
         os.fsync(file.fileno())
     partial.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
