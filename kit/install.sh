@@ -273,6 +273,7 @@ bring() {
     copy_files "$1"
     say "Verifying the copy"
     verify_files "$HEAD" || reject "$1" "copy the kit to the stick again; if it stays so, use another stick"
+    sync -f "$HEAD" # or after a power cut the name could be there, and files empty
     mv -T "$HEAD" "$COPY"
     HEAD=$COPY
 }
@@ -401,6 +402,7 @@ install_ansible() {
         quietly "install Ansible" "$venv/bin/python" "${pip[0]}/pip" install --quiet --disable-pip-version-check --no-cache-dir \
             --root-user-action ignore --no-index --find-links "$COPY/wheels" --no-deps --require-hashes \
             -r "$COPY/wheels/ansible-$TAG.txt"
+        sync -f "$venv"
         touch "$venv/complete"
     fi
     point_link "$OPT/ansible" "$name"
@@ -461,13 +463,17 @@ choose_play() {
         options+=(-e "reset_mode=$RESET" -e "reset_data=$DATA" -e "reset_confirm=$CONFIRM")
     fi
     play "$book" "${options[@]}"
+    if [ "$book" != reset.yml ] && [ -z "$REPORT$CHECK" ]; then forget_old_kits; fi
     if [ "$book" != reset.yml ] && [ -z "$REPORT$CHECK$INVENTORY" ]; then finish; fi
-    if [ "$RESET$DATA" = uninstallwipe ]; then rm -rf "$OPT"/ansible* "$STATE/apt" "$SETUP" "$ETC/kit.gpg"; fi
+    if [ "$RESET$DATA" = uninstallwipe ] && [ -z "$INVENTORY" ]; then rm -rf "$OPT"/ansible* "$STATE/apt" "$SETUP" "$ETC/kit.gpg"; fi
+}
+
+# The copies before the last one make room.
+forget_old_kits() {
+    find "$KITS" -mindepth 1 -maxdepth 1 ! -path "$COPY" -printf '%T@ %p\n' | sort -rn | sed 1d | cut -d' ' -f2- | xargs -rd '\n' rm -rf
 }
 
 finish() {
-    # The copies before the last one make room.
-    find "$KITS" -mindepth 1 -maxdepth 1 ! -path "$COPY" -printf '%T@ %p\n' | sort -rn | sed 1d | cut -d' ' -f2- | xargs -rd '\n' rm -rf
     say "Done. Skerry $VERSION is on this machine."
     printf '\n  models   %s\n  log      %s\n' "$(ls -m "$STATE/models" 2>/dev/null || true)" "$LOG"
     printf '  prove    skerry-setup --report\n  ask      skerry ask "What is the capital of France?"\n'
@@ -495,6 +501,8 @@ main() {
     parse "$@"
     [ "$(id -u)" -eq 0 ] || die $DENIED "cannot install: you are $(id -un), expected root" "sudo ./install.sh ..."
     begin
+    # Nobody else may hold it: a lock needs no more than the right to read.
+    (umask 077 && : >>"$RUN/skerry-install.lock") && chmod 0600 "$RUN/skerry-install.lock"
     exec 9>"$RUN/skerry-install.lock"
     flock -n 9 || die $REFUSED "cannot start: another install.sh is under way" "wait until it ends"
     if [ -z "$CHECK$REPORT" ]; then
@@ -509,6 +517,7 @@ main() {
     install_ansible
     if [ -z "$CHECK$REPORT" ]; then keep_for_later; fi
     if [ -n "$PREPARE" ]; then
+        forget_old_kits
         say "Prepared. The verified kit is in"
         printf '%s\n' "$COPY"
         return

@@ -66,13 +66,23 @@ def run_fleet(box: nspawn.Box, kit: Kit, user: str, key: Path, site: Path, folde
 
 
 def test_a_fleet_is_provisioned_over_ssh(own: Provisioned, tmp_path: Path) -> None:
-    """fleet.yml brings the kit to a box that lacks it, lets the box verify it, and finds the rest as it should be."""
+    """fleet.yml brings the kit to a box that lacks it, lets the box verify it, and finds the rest as it should be.
+
+    It goes on, too, where a run before was cut off after the copying: nothing on the box used the copy yet.
+    """
     box, kit = own.box, own.kit
     digest = subprocess.check_output(["sha256sum", kit.path / "manifest"], text=True).split()[0]
     box.run(f"rm -rf /var/lib/skerry/kit/{digest}")
     run_fleet(box, kit, "rescue", own.keys.rescue, site_file(own.keys, tmp_path / "site.yaml"), tmp_path)
     assert box.exists(f"/var/lib/skerry/kit/{digest}/manifest")
     assert answers(box)
+    box.run("rm -r /usr/local/sbin/skerry-setup /opt/skerry/ansible* /var/lib/skerry/apt")
+    run_fleet(box, kit, "rescue", own.keys.rescue, site_file(own.keys, tmp_path / "site.yaml"), tmp_path)
+    assert (
+        box.run("readlink -f /usr/local/sbin/skerry-setup").stdout.strip() == f"/var/lib/skerry/kit/{digest}/install.sh"
+    )
+    assert box.run("skerry-setup --report", timeout_s=300).returncode == 0
+    assert not box.exists("/var/lib/skerry/incoming")
 
 
 def test_a_fleet_of_bare_machines_becomes_boxes(kit: Kit, keys: Keys, tmp_path: Path) -> None:
