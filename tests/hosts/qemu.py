@@ -485,7 +485,7 @@ class Box:
 
     @property
     def console_socket(self) -> Path:
-        """The serial console, to type at: a Unix socket in `folder`; use a path relative to it if it is long."""
+        """The serial console, to type at: a Unix socket in `folder`. Read what comes, or the guest stops to write."""
         return self.folder / "console"
 
     # -- within

@@ -1,10 +1,12 @@
 """The image: built twice alike, booted by UEFI into a ready box, and as a container. Slow."""
 
+import contextlib
 import os
 import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,8 +133,7 @@ def test_a_boot_that_answers_nobody_uses_up_an_attempt(image: Image, tmp_path: P
     """A power cut before the box was ready leaves one attempt less; somebody at the console can name the key."""
     public = ssh.make_key(tmp_path / "key").with_suffix(".pub").read_text().strip()
     with qemu.boot(machine(image), wait=False) as box:
-        with socket.socket(socket.AF_UNIX) as console:
-            connect(console, box.console_socket)
+        with keyboard(box) as console:
             wait_console(box, "1 or 2", 900)
             for prompt, answer in (
                 ("1 or 2", "1"),
@@ -170,13 +171,25 @@ def attempts(box: qemu.Box, folder: Path) -> list[int]:
     return [int(found[1]), int(found[2] or 0)]
 
 
-def connect(console: socket.socket, path: Path) -> None:
-    """Connect to a Unix socket whose path is longer than the kernel takes."""
-    folder = os.open(path.parent, os.O_PATH)
-    try:
-        console.connect(f"/proc/self/fd/{folder}/{path.name}")
-    finally:
-        os.close(folder)
+@contextlib.contextmanager
+def keyboard(box: qemu.Box) -> Iterator[socket.socket]:
+    """Connect to a machine's console, to type at it; what it says is read and left to its log."""
+    path = box.console_socket
+    with socket.socket(socket.AF_UNIX) as console:
+        folder = os.open(path.parent, os.O_PATH)  # the whole path is longer than a socket's name may be
+        try:
+            console.connect(f"/proc/self/fd/{folder}/{path.name}")
+        finally:
+            os.close(folder)
+        # Some 200 single bytes fill the socket, and then the machine waits for its reader.
+        reader = threading.Thread(target=lambda: all(iter(lambda: console.recv(4096), b"")))
+        reader.start()
+        try:
+            yield console
+        finally:
+            with contextlib.suppress(OSError):
+                console.shutdown(socket.SHUT_RDWR)
+            reader.join()
 
 
 def wait_until(done: Callable[[], bool], limit_s: float, box: qemu.Box) -> None:
