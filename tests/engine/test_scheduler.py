@@ -213,10 +213,12 @@ def test_silence_is_that_of_a_step_that_hangs(scheduler: Scheduler) -> None:
 
     _, job = submit(scheduler, 1, steps())
     time.sleep(0.5)
-    assert scheduler.silent_s() < 0.3
+    assert min(scheduler.silent_s() for _ in range(100) if not time.sleep(0.005)) < 0.3  # a busy machine stops us too
     hang.set()
-    time.sleep(0.5)
-    assert scheduler.silent_s() > 0.3
+    end = time.monotonic() + 10
+    while scheduler.silent_s() <= 0.3:
+        assert time.monotonic() < end, "a step that hangs is not silent"
+        time.sleep(0.05)
     _, other = submit(scheduler, 2, iter([1]))  # a request that comes now does not hide it
     assert scheduler.silent_s() > 0.3
     gate.set()
