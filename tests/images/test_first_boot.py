@@ -1,6 +1,9 @@
 """The first boot's answers: what is taken, what is refused, and what the box is told by them. No machine needed."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ from tests.fakes.programs import load
 ROOT = Path(__file__).parents[2]
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ7Vmk5tvGcLlTkFvW1J6cXH8F0Ee4V2sJ4pM8mW0xQp"
 
-first_boot = load(ROOT / "images/overlay/usr/local/lib/skerry/first_boot.py")
+PROGRAM = ROOT / "images/overlay/usr/local/lib/skerry/first_boot.py"
+first_boot = load(PROGRAM)
 rule = load(ROOT / "playbooks/roles/base/files/preflight.py").key_problem
 
 
@@ -108,6 +112,20 @@ def test_the_own_network_may_come_in(network: str, leased: tuple[str, ...], othe
     assert found.get("hardening_ssh_networks") == (None if others is None else private + others)
     defaults = yaml.safe_load((ROOT / "playbooks/roles/hardening/defaults/main.yml").read_text())
     assert defaults["hardening_ssh_networks"] == private
+
+
+def test_questions_are_seen() -> None:
+    """What a person is asked goes to the console; stderr is the journal."""
+    call = f"import runpy; runpy.run_path({str(PROGRAM)!r})['prompt']('1 or 2', '')"
+    keyboard, console = os.openpty()
+    os.write(keyboard, b"2\n")
+    argv = [sys.executable, "-I", "-c", call]
+    done = subprocess.run(argv, stdin=console, stdout=console, stderr=subprocess.PIPE, text=True, check=True)
+    os.close(console)
+    shown = os.read(keyboard, 1000)
+    os.close(keyboard)
+    assert b"1 or 2: " in shown
+    assert done.stderr == ""
 
 
 def test_a_lease_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -525,7 +525,9 @@ def ask_one(fields: dict[str, str], name: str, question: str, default: str, rule
 
 def prompt(question: str, default: str) -> str:
     """Ask one question; the answer without what surrounds it."""
-    return input(f"{question}{f' [{default}]' if default else ''}: ").strip()
+    # Not by input(): that writes to stderr, which is the journal here, and nobody would see a question.
+    print(f"{question}{f' [{default}]' if default else ''}: ", end="", flush=True)
+    return input().strip()
 
 
 def make_password() -> str:
