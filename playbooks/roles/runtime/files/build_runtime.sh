@@ -24,9 +24,10 @@ pip=("$kit"/wheels/pip-*.whl)
 
 mkdir -p "$versions"
 rm -rf "$versions"/.new.*
-work=$(mktemp -d "$versions/.new.XXXXXX")
+# Always the same name: pip writes down digests of commands that name it, and two images shall be the same bytes.
+work=$versions/.new.$(basename "$target")
+mkdir "$work"
 trap 'rm -rf "$work"' EXIT
-chmod 0755 "$work"
 
 # Nothing of the caller's environment may change what is installed: no index, no configuration, no user folder.
 clean=(env -i PATH=/usr/bin:/bin LANG=C.UTF-8 HOME=/nonexistent PIP_CONFIG_FILE=/dev/null ORT_DISABLE_TELEMETRY=1)
