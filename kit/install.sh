@@ -463,8 +463,10 @@ choose_play() {
         options+=(-e "reset_mode=$RESET" -e "reset_data=$DATA" -e "reset_confirm=$CONFIRM")
     fi
     play "$book" "${options[@]}"
-    if [ "$book" != reset.yml ] && [ -z "$REPORT$CHECK" ]; then forget_old_kits; fi
-    if [ "$book" != reset.yml ] && [ -z "$REPORT$CHECK$INVENTORY" ]; then finish; fi
+    if [ "$book" != reset.yml ] && [ -z "$REPORT$CHECK" ]; then
+        forget_old_kits
+        if [ -z "$INVENTORY" ]; then finish; fi
+    fi
     if [ "$RESET$DATA" = uninstallwipe ] && [ -z "$INVENTORY" ]; then rm -rf "$OPT"/ansible* "$STATE/apt" "$SETUP" "$ETC/kit.gpg"; fi
 }
 

@@ -264,6 +264,19 @@ def test_an_image_that_nothing_names_is_removed(
     assert (tmp_path / "data.img").exists() == stays
 
 
+@pytest.mark.parametrize("used", ["in_fstab", "is_mounted"])
+def test_an_image_in_use_stays_without_its_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: str) -> None:
+    """Somebody who took the unit away, or put its mount into fstab, loses no data."""
+    monkeypatch.setattr(mounts, "IMAGES", tmp_path)
+    monkeypatch.setattr(mounts, "UNITS", tmp_path)
+    monkeypatch.setattr(mounts, used, lambda where: where == Path("/var/lib/skerry"))
+    for name in ("data", "log"):
+        (tmp_path / f"{name}.img").write_bytes(b"0")
+    mounts.remove_orphans()
+    assert (tmp_path / "data.img").exists()
+    assert not (tmp_path / "log.img").exists()
+
+
 def test_volumes_that_do_not_fit_are_refused() -> None:
     """Asked for by name and too large: an error that says how much is free."""
     with pytest.raises(SystemExit, match="5000 MB are free"):

@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--log-mb", type=int, default=0)
     parser.add_argument("--check", action="store_true", help="change nothing")
     options = parser.parse_args(argv)
-    if not options.check:
+    if options.volumes != "none" and not options.check:
         remove_orphans()
     sizes = volume_sizes(options.volumes, free_mb(), options.data_mb, options.log_mb, container=in_container())
     for place in PLACES:
@@ -88,9 +88,12 @@ def main(argv: list[str]) -> int:
 
 
 def remove_orphans() -> None:
-    """Remove images of a run that was cut off: no unit names them, and they would keep the room that is asked for."""
+    """Remove images of a run that was cut off: nothing uses or names them, and they would keep the room asked for.
+
+    An image that is mounted, or that an administrator mounts by fstab, holds data, whatever became of its unit.
+    """
     for place in PLACES:
-        if place.image and "Options=loop" not in place.unit_now():
+        if place.image and not (place.unit_now() or in_fstab(place.where) or is_mounted(place.where)):
             (IMAGES / f"{place.image}.img").unlink(missing_ok=True)
 
 
