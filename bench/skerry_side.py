@@ -24,7 +24,7 @@ class SkerryEngine:
 
     def reset(self) -> None:
         """Forget all tokens."""
-        self._cache.truncate(0)
+        self._cache.rewind(0)
 
     def append(self, tokens: NDArray[np.int64]) -> int:
         """Add tokens; give the greedy next one."""

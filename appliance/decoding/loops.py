@@ -12,18 +12,19 @@ each reading a few distances are followed at which the text repeats at the momen
 together; a symbol that equals the one a distance before adds to its score, another one takes more away, and at zero the
 distance is given up. So a copy in which a token differs does not end the search, and text that only resembles does.
 
-What a loop says is judged by what repeats: tables, code, data and logs repeat their structure and are right to, so
-where a copy is not mostly words the finder only suspects, unless it is the same tokens exactly; and what has hardly a
-word (zeros, rulers, padding) has to go on for longer.
+Whether a repetition is a loop for certain is judged by what its copies look like: see `loop_shapes`. Until then the
+finder only suspects.
 
 What this does NOT find: paraphrase, or a loop whose copies share no six symbols in a row.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
+from appliance.decoding.loop_shapes import Copies, Kind, Place, copies_needed
 from appliance.decoding.text import TokenBytes
 
 LONGEST_PERIOD = 1024
@@ -38,13 +39,9 @@ HIGHEST = 48.0
 MIN_SPAN = 96
 """Tokens that a loop covers before it is one, its first copy included."""
 MIN_COPIES = 4
-CERTAIN_COPIES = {"exact": 4, "counter": 6, "drift": 8}
-WORDLESS_SPAN = 400
-"""Tokens that must repeat exactly before what has hardly a word is a loop for certain: an array of zeros, a ruler."""
-WORDY = {"exact": 0.3, "counter": 0.62, "drift": 0.62}
-"""Share of a copy's visible tokens that must be words, for certainty."""
+JUDGED_EVERY = 16
+"""Tokens at least between two judgements of what a repetition looks like."""
 
-Kind = Literal["exact", "counter", "drift"]
 _NUMBER_SYMBOL = -1
 
 
@@ -74,11 +71,13 @@ class TokenKinds:
     """What the finder knows of a vocabulary.
 
     Attributes:
+        token_bytes: of each token.
         number: for each id 1 if the token is digits, else 0.
         word: 1 if it is a word or a part of one.
         blank: 1 if it is nothing but space.
     """
 
+    token_bytes: TokenBytes
     number: bytes
     word: bytes
     blank: bytes
@@ -88,6 +87,7 @@ class TokenKinds:
         """Read the kinds off the tokens' bytes."""
         texts = [data.decode(errors="replace").strip() for data in token_bytes]
         return cls(
+            token_bytes,
             bytes(text.isdecimal() for text in texts),
             bytes(bool(re.fullmatch(r"[^\W\d_]{2,}|[aI]", text)) for text in texts),
             bytes(not text for text in texts),
@@ -97,16 +97,23 @@ class TokenKinds:
 class _Trail:
     """A distance at which a text repeats itself at the moment."""
 
-    __slots__ = ("certain", "distance", "judged", "matches", "misses", "score", "start")
+    __slots__ = ("clean", "distance", "judge_at", "kind", "matches", "misses", "needed", "score", "start")
 
     def __init__(self, distance: int, start: int) -> None:
         self.distance = distance
         self.start = start  # index of the first symbol that equals the one a distance before
+        self.clean = start  # index of the first symbol after the last one that differs
         self.matches = ANCHOR
         self.misses = 0
         self.score = float(ANCHOR)
-        self.judged = 0  # copies there were when `certain` was found out: once a copy is enough
-        self.certain = False
+        self.judge_at = 0  # tokens that there must be before it is judged again
+        self.needed = math.inf  # copies that make it certain, as far as is known
+        self.kind = ""  # that `needed` was found for
+
+    @property
+    def run(self) -> int:
+        """Symbols from the second copy on."""
+        return self.matches + self.misses
 
 
 class _Reading:
@@ -132,6 +139,7 @@ class _Reading:
                     trail.score += 1
             else:
                 trail.misses += 1
+                trail.clean = end + 1
                 trail.score -= MISS
                 ended = ended or trail.score <= 0
         if ended:
@@ -171,8 +179,27 @@ class LoopFinder:
         """What was pushed."""
         return self._exact.symbols
 
-    def push(self, token: int) -> Loop | None:
-        """Add a token; gives the loop that the text is in now, if it is in one: an exact one before others."""
+    @property
+    def held_from(self) -> int:
+        """Index of the first token of the repetitions that are followed now; the number of tokens if there is none."""
+        exact = min((trail.start for trail in self._exact.trails), default=len(self.tokens))
+        return min([exact, *(self._places[trail.start] for trail in self._masked.trails)])
+
+    def push(self, token: int, place: Place = "prose") -> Loop | None:
+        """Add a token.
+
+        Args:
+            token: its id.
+            place: what the text is here.
+        Returns:
+            The loop that the text is in now, if it is in one: a certain one before others, an exact one before others.
+        """
+        self._append(token)
+        if not (self._exact.trails or self._masked.trails):
+            return None
+        return self._judge(place)
+
+    def _append(self, token: int) -> None:
         self._exact.push(token)
         if not self._kinds.number[token]:
             self._in_number = False
@@ -182,9 +209,6 @@ class LoopFinder:
             self._in_number = True
             self._places.append(len(self.tokens) - 1)
             self._masked.push(_NUMBER_SYMBOL)
-        if not (self._exact.trails or self._masked.trails):
-            return None
-        return self._judge()
 
     def truncate(self, length: int) -> None:
         """Forget every token from `length` on.
@@ -197,43 +221,75 @@ class LoopFinder:
         tokens = self.tokens[:length]
         self._reset()
         for token in tokens:
-            self.push(token)
+            self._append(token)
 
-    def _judge(self) -> Loop | None:
+    def _judge(self, place: Place) -> Loop | None:
+        readings: tuple[tuple[_Reading, Kind], ...] = ((self._exact, "exact"), (self._masked, "counter"))
         found = [
-            self._loop(trail, "drift" if trail.misses else "exact", trail.start, trail.distance)
-            for trail in self._exact.trails
-            if _is_long(trail)
+            self._loop(trail, reading, kind, place)
+            for reading, kind in readings
+            for trail in reading.trails
+            if _is_long(trail.run, trail.distance)
         ]
-        for trail in self._masked.trails:
-            if _is_long(trail):
-                end = len(self._places) - trail.distance
-                period = len(self.tokens) - self._places[end]
-                kind: Kind = "drift" if trail.misses else "counter"
-                found.append(self._loop(trail, kind, self._places[trail.start], period))
         order = ("exact", "counter", "drift")
         return min(found, key=lambda loop: (not loop.certain, order.index(loop.kind)), default=None)
 
-    def _loop(self, trail: _Trail, kind: Kind, onset: int, period: int) -> Loop:
-        run = trail.matches + trail.misses
-        copies = 1 + run / trail.distance
-        if trail.judged != int(copies):
-            trail.judged, trail.certain = int(copies), self._is_certain(kind, period, copies)
-        return Loop(kind, onset, period, copies, trail.matches / run, trail.certain)
+    def _loop(self, trail: _Trail, reading: _Reading, clean_kind: Kind, place: Place) -> Loop:
+        end, distance, run = len(reading.symbols), trail.distance, trail.run
+        start, kind = trail.start, clean_kind
+        if trail.misses:
+            # What has long been clean is no drift any more; unless nearly all is, it begins where it became so.
+            run = end - trail.clean
+            if _is_long(run, distance):
+                start = trail.start if trail.misses <= 0.1 * trail.run else trail.clean
+            else:
+                run, kind = trail.run, "drift"
+        places = self._places if reading is self._masked else range(len(self.tokens))
+        period = len(self.tokens) - places[end - distance]
+        copies = 1 + run / distance
+        if len(self.tokens) >= trail.judge_at or kind != trail.kind:
+            trail.kind, trail.needed = (
+                kind,
+                copies_needed(
+                    self._copies(kind, period, place, _modal_share(reading.symbols, distance, int(copies))), period
+                ),
+            )
+            trail.judge_at = len(self.tokens) + max(period, JUDGED_EVERY)
+        return Loop(kind, places[start], period, copies, trail.matches / trail.run, copies >= trail.needed)
 
-    def _is_certain(self, kind: Kind, period: int, copies: float) -> bool:
-        if kind == "exact" and period * int(copies) >= WORDLESS_SPAN:
-            return True
-        if copies < CERTAIN_COPIES[kind]:
-            return False
-        copy = self.tokens[-period:]
-        words = {token for token in copy if self._kinds.word[token]}
-        visible = sum(not self._kinds.blank[token] for token in copy)
-        if len(words) < (2 if kind == "exact" else 3):
-            return False
-        return sum(self._kinds.word[token] for token in copy) >= WORDY[kind] * visible
+    def _copies(self, kind: Kind, period: int, place: Place, modal_share: float) -> Copies:
+        kinds, tokens = self._kinds, self.tokens
+        last, before = tokens[-period:], tokens[-2 * period : -period]
+        words = [token for token in last if kinds.word[token]]
+        return Copies(
+            kind,
+            b"".join(kinds.token_bytes[token] for token in last).decode(errors="replace"),
+            b"".join(kinds.token_bytes[token] for token in before).decode(errors="replace"),
+            _visible(kinds, last),
+            len(words),
+            len(set(words)),
+            len(set(last)),
+            modal_share,
+            place,
+        )
 
 
-def _is_long(trail: _Trail) -> bool:
-    run = trail.matches + trail.misses
-    return run + trail.distance >= MIN_SPAN and run >= (MIN_COPIES - 1) * trail.distance
+def _is_long(run: int, distance: int) -> bool:
+    return run + distance >= MIN_SPAN and run >= (MIN_COPIES - 1) * distance
+
+
+def _visible(kinds: TokenKinds, tokens: Sequence[int]) -> int:
+    """Count what can be seen, a number of several tokens once."""
+    count, in_number = 0, False
+    for token in tokens:
+        number = bool(kinds.number[token])
+        count += not kinds.blank[token] and not (number and in_number)
+        in_number = number
+    return count
+
+
+def _modal_share(symbols: Sequence[int], distance: int, copies: int) -> float:
+    """How many of the last copies are the same as the commonest of them."""
+    end = len(symbols)
+    seen = [tuple(symbols[end - distance * (n + 1) : end - distance * n]) for n in range(min(copies, 12))]
+    return max(map(seen.count, seen)) / len(seen)

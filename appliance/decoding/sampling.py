@@ -8,12 +8,13 @@ for, `choose` draws the token. A mask is minus infinity, everywhere: grammars an
     chain, rng = processors(params, prompt_length), params.generator()
     token = choose(apply(chain, tokens, logits), rng)
 
-Order, and who else has it: bias, penalties (repetition, frequency, presence), `extra` (grammar masks, loop breaker),
-temperature, top-k, top-p, min-p. Bias and penalties come first because they say what the distribution is and must move
-greedy decoding too; temperature comes before the truncations because OpenAI's clients expect the nucleus of the
-tempered distribution. Transformers tempers and truncates in this very order; vLLM too, except that min-p comes before
-top-k; llama.cpp truncates first and tempers last, so the same settings keep fewer tokens there when the temperature is
-above 1, and more below. A mask commutes with bias and penalties, so its place among them is free.
+Order, and who else has it: bias, penalties (repetition, frequency, presence, then those of `penalties`), `extra`
+(grammar masks, loop breaker), temperature, top-k, top-p, min-p. Bias and penalties come first because they say what the
+distribution is and must move greedy decoding too; temperature comes before the truncations because OpenAI's clients
+expect the nucleus of the tempered distribution. Transformers tempers and truncates in this very order; vLLM too, except
+that min-p comes before top-k; llama.cpp truncates first and tempers last, so the same settings keep fewer tokens there
+when the temperature is above 1, and more below. A mask commutes with bias and penalties, so its place among them is
+free.
 
 No function changes the array that it is given, unless it is given as `out` too; one that has nothing to do returns its
 input. A chain writes into a buffer of its own, so make one for each answer and use its result before the next token:
@@ -28,18 +29,17 @@ because `weights` computes to the bit; but a model's logits differ between proce
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.decoding import weights
+from appliance.decoding import penalties, weights
+from appliance.decoding.penalties import Tokens as Tokens
+from appliance.decoding.penalties import copied as _copy
 from appliance.decoding.weights import Logits as Logits
 from appliance.errors import InternalError, InvalidRequest
-
-Tokens = Sequence[int] | NDArray[np.int64]
-"""Prompt and answer so far. A view of an int64 buffer is fastest: a list is converted once a penalty."""
 
 Processor = Callable[[Tokens, Logits], Logits]
 
@@ -53,6 +53,11 @@ _RANGES = {
     "repetition_penalty": (0.01, 10.0),
     "frequency_penalty": (-2.0, 2.0),
     "presence_penalty": (-2.0, 2.0),
+    "no_repeat_ngram": (0, 64),
+    "dry_multiplier": (0.0, 10.0),
+    "dry_base": (1.0, 10.0),
+    "dry_allowed_length": (1, 64),
+    "lz_penalty": (0.0, 10.0),
 }
 _MAX_BIAS = 100.0
 
@@ -72,6 +77,11 @@ class SamplingParams:
         repetition_penalty: divides positive and multiplies negative logits of each token in prompt or answer; 1 is off.
         frequency_penalty: taken off a logit once for each time that the answer holds the token; 0 is off.
         presence_penalty: taken off a logit if the answer holds the token; 0 is off.
+        no_repeat_ngram: no n tokens of the answer stand in it twice; 0 is off.
+        dry_multiplier: how much a continued repetition costs, growing with its length; 0 is off.
+        dry_base: how fast it grows.
+        dry_allowed_length: shortest repetition whose next token costs something.
+        lz_penalty: how much of what a compressor would save on a token is taken off its logit; 0 is off.
         logit_bias: token id -> number added to its logit, from -100 to 100.
         seed: from -2**63 to 2**63 - 1; None draws one from the operating system.
     """
@@ -83,6 +93,11 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    no_repeat_ngram: int = 0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    lz_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     seed: int | None = None
 
@@ -91,16 +106,30 @@ class SamplingParams:
         """Whether the likeliest token is taken, without chance."""
         return self.temperature < GREEDY_BELOW
 
-    def generator(self, index: int = 0) -> np.random.Generator | None:
+    def generator(self, index: int = 0, purpose: int | None = None) -> np.random.Generator | None:
         """Make the source of chance for one answer; None if greedy, which `choose` understands.
 
         Args:
             index: which of a request's `n` answers; each has a stream of its own.
+            purpose: for draws beside the answer's own: a number for each kind of them.
         """
         if self.greedy:
             return None
         seed = None if self.seed is None else self.seed % 2**64
-        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(index,))))
+        key = (index,) if purpose is None else (index, purpose)
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
+
+    def leaving(self, temperature: float, min_p: float) -> "SamplingParams":
+        """Make the settings for the draws that leave a loop: at least this warm, and not without `min_p`.
+
+        A greedy request leaves the same way each time, so its seed is fixed.
+        """
+        return replace(
+            self,
+            temperature=max(self.temperature, temperature),
+            min_p=max(self.min_p, min_p),
+            seed=0 if self.greedy and self.seed is None else self.seed,
+        )
 
     def validate(self, vocabulary_size: int) -> None:
         """Refuse what cannot be meant.
@@ -133,13 +162,19 @@ def _refused(name: str, found: str, expected: str) -> InvalidRequest:
     )
 
 
-def processors(params: SamplingParams, prompt_length: int = 0, extra: Sequence[Processor] = ()) -> list[Processor]:
+def processors(
+    params: SamplingParams,
+    prompt_length: int = 0,
+    extra: Sequence[Processor] = (),
+    breakers: Collection[int] = (),
+) -> list[Processor]:
     """Line up what a request asks for, in the order that the module explains; what is off takes no time.
 
     Args:
         params: validated settings.
         prompt_length: how many of the tokens are the prompt, which frequency and presence penalties leave out.
         extra: grammar masks and the loop breaker; they see penalized logits, before temperature.
+        breakers: tokens that no repetition reaches across for DRY, see `penalties.sequence_breakers`.
     """
     p, start, out = params, prompt_length, _Buffer()
     chain: list[Processor] = [lambda tokens, x: require_finite(x)]
@@ -151,6 +186,7 @@ def processors(params: SamplingParams, prompt_length: int = 0, extra: Sequence[P
         chain.append(lambda tokens, x: frequency_penalty(x, p.frequency_penalty, tokens[start:], out.like(x)))
     if p.presence_penalty != 0:
         chain.append(lambda tokens, x: presence_penalty(x, p.presence_penalty, tokens[start:], out.like(x)))
+    chain.extend(_repetition(p, start, breakers, out))
     chain.extend(extra)
     if p.temperature != 1:
         chain.append(lambda tokens, x: temperature(x, p.temperature, out.like(x)))
@@ -162,6 +198,19 @@ def processors(params: SamplingParams, prompt_length: int = 0, extra: Sequence[P
         chain.append(lambda tokens, x: top_p(x, p.top_p, out.like(x)))
     if p.min_p > 0:
         chain.append(lambda tokens, x: min_p(x, p.min_p, out.like(x)))
+    return chain
+
+
+def _repetition(p: SamplingParams, start: int, breakers: Collection[int], out: "_Buffer") -> list[Processor]:
+    """The penalties that look for repetitions of several tokens."""
+    chain: list[Processor] = []
+    if p.no_repeat_ngram > 0:
+        chain.append(lambda tokens, x: penalties.no_repeat_ngram(x, p.no_repeat_ngram, tokens[start:], out.like(x)))
+    if p.dry_multiplier != 0:
+        dry = (p.dry_base, p.dry_allowed_length, breakers)
+        chain.append(lambda tokens, x: penalties.dry(x, p.dry_multiplier, tokens, *dry, out.like(x)))
+    if p.lz_penalty != 0:
+        chain.append(lambda tokens, x: penalties.lz(x, p.lz_penalty, tokens, out.like(x)))
     return chain
 
 
@@ -177,14 +226,6 @@ class _Buffer:
         if self._array is None or self._array.shape != logits.shape:
             self._array = np.empty_like(logits)
         return self._array
-
-
-def _copy(logits: Logits, out: Logits | None) -> Logits:
-    if out is None:
-        return logits.copy()
-    if out is not logits:
-        np.copyto(out, logits)
-    return out
 
 
 def apply(chain: Sequence[Processor], tokens: Tokens, logits: Logits) -> Logits:

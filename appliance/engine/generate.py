@@ -1,17 +1,36 @@
-"""From a prompt to tokens: prefill, then one token a step.
+"""From a prompt to tokens: prefill, then one token a step; back again where a loop is broken.
 
 `generate` is a generator that computes one step each time it is asked, so that a scheduler can interleave several and
 stop any of them between two steps. It knows nothing of text, sockets or threads.
+
+Rewinding asks one thing of a cache, `rewind(length) -> length`: forget tokens from the end and say how many are left.
+A cache of keys and values goes back to exactly there. One with recurrent state may go back further, to its last
+snapshot; what is missing then goes through the model again.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.decoding.sampling import SamplingParams, TokenLogprobs, apply, choose, logprobs, processors
+from appliance.decoding.breaker import MIN_P, TEMPERATURE, Break, Breaker
+from appliance.decoding.sampling import (
+    Logits,
+    Processor,
+    SamplingParams,
+    TokenLogprobs,
+    Tokens,
+    apply,
+    choose,
+    logprobs,
+    processors,
+)
 from appliance.engine.session import Cache, Session
+
+if TYPE_CHECKING:
+    from appliance.decoding.grammar import GrammarState
 
 PREFILL_CHUNK = 256
 """Tokens of a prompt that go through the model at once: the longest that a cancel or another caller waits. Always the
@@ -29,15 +48,40 @@ class Prefilled:
 
 @dataclass(frozen=True)
 class Token:
-    """One generated token.
+    """One token was appended to the answer.
 
     Attributes:
         id: in the model's vocabulary.
+        settled: how many tokens of the answer can no longer be taken back.
         logprobs: of the token and its rivals, if they were asked for.
+        done: the break that this token replaces the onset of, or the warning that it set off.
     """
 
     id: int
+    settled: int
     logprobs: TokenLogprobs | None = None
+    done: Break | None = None
+
+
+@dataclass(frozen=True)
+class Rewound:
+    """The answer was cut to `length` tokens; what follows is appended there.
+
+    `done` is set if it is complete: no token is drawn in the place of what was taken back.
+    """
+
+    length: int
+    done: Break | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The answer is complete without a token that says so: its grammar ends here, or its loop was cut off."""
+
+    reason: Literal["stop", "loop"]
+
+
+Event = Prefilled | Token | Rewound | Ended
 
 
 def prefill(session: Session, cache: Cache, prompt: NDArray[np.int64]) -> Iterator[Prefilled]:
@@ -60,34 +104,163 @@ def generate(
     max_tokens: int,
     index: int = 0,
     top_logprobs: int | None = None,
-) -> Iterator[Prefilled | Token]:
+    breaker: Breaker | None = None,
+    grammar: "GrammarState | None" = None,
+    cache: Cache | None = None,
+) -> Iterator[Event]:
     """Generate up to `max_tokens` tokens after a prompt.
 
     Args:
         session: the model.
         prompt: int64, shape (n,), n >= 1.
         sampling: how to choose; the same seed and request choose the same tokens.
-        max_tokens: upper bound of the tokens generated; the caller stops earlier by not asking on.
+        max_tokens: upper bound of the answer's tokens; the caller stops earlier by not asking on.
         index: which of a request's answers this is; each has chances of its own.
         top_logprobs: None for none, else how many rivals' log probabilities come with each token.
+        breaker: watches for loops; none: nobody does.
+        grammar: says which tokens may follow; none: all.
+        cache: with room for prompt and answer, holding a beginning of the prompt; none: a new one.
     Raises:
         ContextTooLong: prompt and answer do not fit into the context.
         OutOfMemory: nor into memory.
         InternalError: the model gave something that is not a number.
     """
     # 1. room for everything that may come
-    length = len(prompt)
-    cache = session.new_cache(length + max_tokens)
-    tokens = np.empty(length + max_tokens, np.int64)
-    tokens[:length] = prompt
+    cache = session.new_cache(len(prompt) + max_tokens) if cache is None else cache
     # 2. the prompt
     yield from prefill(session, cache, prompt)
     # 3. what changes the logits, and a source of chance
-    chain = processors(sampling, prompt_length=length)
-    rng = sampling.generator(index)
-    # 4. one token a step
-    for end in range(length, length + max_tokens):
-        logits = session.forward(cache, tokens[end - 1 : end])[0]
-        token = choose(apply(chain, tokens[:end], logits), rng)
-        tokens[end] = token
-        yield Token(token, None if top_logprobs is None else logprobs(logits, token, top_logprobs))
+    answer = _Answer(session, cache, prompt, max_tokens, breaker, grammar)
+    draw = _Draw(sampling, len(prompt), index, breaker, grammar)
+    # 4. one token a step; then what must follow it, or a rewind
+    while answer.has_room:
+        logits = answer.forward()
+        token = draw(answer.tokens, logits)
+        done = breaker.drawn(logits, token) if breaker else None
+        entry = None if top_logprobs is None else logprobs(logits, token, top_logprobs)
+        yield answer.append(token, entry, done)
+        if breaker and breaker.step and not answer.ended:
+            yield from answer.take(breaker)
+        elif grammar and top_logprobs is None:
+            yield from answer.append_forced(grammar)
+        if answer.ended:
+            yield Ended(answer.ended)
+            return
+
+
+class _Answer:
+    """The tokens of prompt and answer, and what has to know of each."""
+
+    def __init__(
+        self,
+        session: Session,
+        cache: Cache,
+        prompt: NDArray[np.int64],
+        max_tokens: int,
+        breaker: Breaker | None,
+        grammar: "GrammarState | None",
+    ) -> None:
+        self._session, self._cache, self._breaker, self._grammar = session, cache, breaker, grammar
+        self._stop = frozenset(session.card.tokens.stop)
+        self._start = self._end = len(prompt)
+        self._buffer = np.empty(len(prompt) + max_tokens, np.int64)
+        self._buffer[: self._end] = prompt
+        self.ended: Literal["stop", "loop"] | None = None
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """Prompt and answer, int64, shape (n,)."""
+        return self._buffer[: self._end]
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more token may come."""
+        return self._end < len(self._buffer)
+
+    def forward(self) -> Logits:
+        """Put what is not yet in the cache through the model, all of it at once; float32, shape (vocabulary,)."""
+        row: Logits = self._session.forward(self._cache, self._buffer[self._cache.length : self._end])[0]
+        return row
+
+    def append(self, token: int, entry: TokenLogprobs | None = None, done: Break | None = None) -> Token:
+        """Append a token, and tell grammar and breaker."""
+        self._buffer[self._end] = token
+        self._end += 1
+        ending = token in self._stop
+        if self._grammar and not ending:
+            self._grammar.advance(token)
+            if self._grammar.ended:
+                self.ended = "stop"
+        settled = self._end - self._start
+        if self._breaker and not ending:
+            warned = len(self._breaker.breaks)
+            self._breaker.push(token)
+            settled = self._breaker.settled
+            if len(self._breaker.breaks) > warned:
+                done = self._breaker.breaks[-1]
+        return Token(token, settled, entry, done)
+
+    def append_forced(self, grammar: "GrammarState") -> Iterator[Token]:
+        """Append the tokens that the grammar leaves no choice about."""
+        for token in [] if self.ended else grammar.forced():
+            if not self.has_room:
+                return
+            yield self.append(token)
+
+    def take(self, breaker: Breaker) -> Iterator[Event]:
+        """Do what the breaker wants: cut the answer, and append what it says."""
+        step = breaker.step
+        assert step is not None  # noqa: S101  the caller looked
+        done = breaker.rewind()
+        if self._grammar:
+            self._grammar.rollback(self._end - self._start - step.length)
+        self._end = self._start + step.length
+        self.ended = None
+        # The last token stays for the next forward, as after the prompt.
+        if self._cache.length >= self._end:
+            self._cache.rewind(self._end - 1)
+        yield Rewound(step.length, None if step.rung in ("resample", "penalize", "restart") else done)
+        append = step.append
+        if step.rung == "stop":
+            self.ended = "loop"
+        elif step.rung == "complete" and self._grammar:
+            rest = self._grammar.shortest_completion()
+            self.ended = "loop" if rest is None else "stop"
+            append = tuple(rest or ())
+        for token in append:
+            if not self.has_room:
+                self.ended = None
+                return
+            ended = self.ended
+            yield self.append(token)
+            self.ended = ended
+
+
+class _Draw:
+    """How the next token is drawn: as the request says, or with chance for a while after a rewind."""
+
+    def __init__(
+        self,
+        sampling: SamplingParams,
+        prompt_length: int,
+        index: int,
+        breaker: Breaker | None,
+        grammar: "GrammarState | None",
+    ) -> None:
+        extra: list[Processor] = []
+        if grammar:
+            extra.append(lambda _tokens, logits: grammar.mask(logits))
+        if breaker:
+            extra.append(breaker.process)  # last: it bans nothing that a grammar leaves no choice about
+        self._breaker = breaker
+        self._usual = processors(sampling, prompt_length, extra)
+        self._rng = sampling.generator(index)
+        leaving = sampling.leaving(TEMPERATURE, MIN_P)
+        self._leaving = processors(leaving, prompt_length, extra)
+        # A stream of its own: the request's own draws are those that it would have been without a break.
+        self._leaving_rng = leaving.generator(index, purpose=1)
+
+    def __call__(self, tokens: Tokens, logits: Logits) -> int:
+        if self._breaker and self._breaker.recovering:
+            return choose(apply(self._leaving, tokens, logits), self._leaving_rng)
+        return choose(apply(self._usual, tokens, logits), self._rng)

@@ -10,7 +10,7 @@ that was verified.
         logits = session.forward(cache, np.array([1, 2, 3]))
 
 The key/value cache is one buffer a layer that is both the graph's past and its present input and output: a step
-appends a row and copies nothing. A shorter `cache.length` rewinds, exactly.
+appends a row and copies nothing. `cache.rewind` goes back, exactly.
 
 What this does NOT protect against: a session is not locked, so one thread at a time may call `forward`. And int8
 kernels give slightly different logits for the same tokens in chunks of another size; the same chunks always give the
@@ -51,7 +51,7 @@ class Cache:
     """Keys and values of the tokens seen so far, for one sequence.
 
     Attributes:
-        length: tokens that are in the cache; lower it with `truncate`.
+        length: tokens that are in the cache; lower it with `rewind`.
         capacity: tokens that fit.
     """
 
@@ -76,15 +76,19 @@ class Cache:
         """Say where each buffer lies in memory; a step must not move it."""
         return {name: b.ctypes.data for name, b in self._buffers.items()}
 
-    def truncate(self, length: int) -> None:
-        """Forget every token from `length` on.
+    def rewind(self, length: int) -> int:
+        """Forget every token from `length` on, exactly: the next logits are those of a cache that never held them.
 
+        Returns:
+            How many tokens are left. Keys and values go back to any length; a cache with recurrent state, which can
+            only go back to a snapshot, would be left with fewer.
         Raises:
             ValueError: `length` is not in [0, self.length].
         """
         if not 0 <= length <= self.length:
-            raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
+            raise ValueError(f"cannot rewind a cache of {self.length} tokens to {length}")
         self.length = length
+        return length
 
 
 class Session:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from appliance.decoding.breaker import Words
 from appliance.decoding.sampling import SamplingParams
 from appliance.engine.completion import CompletionRequest, Delta, complete
 from appliance.engine.generate import PREFILL_CHUNK, Prefilled
@@ -12,10 +13,8 @@ GREEDY = SamplingParams(temperature=0)
 END = 256
 
 
-class Bytes:
-    """A tokenizer whose token n is the byte n."""
-
-    token_bytes = [bytes([b]) for b in range(256)] + [b""] * 44
+BYTES = Words.of([bytes([b]) for b in range(256)] + [b""] * 44)
+"""A vocabulary whose token n is the byte n."""
 
 
 def answer(
@@ -23,7 +22,7 @@ def answer(
 ) -> tuple[list[Delta], ScriptedSession]:
     session = ScriptedSession([*script, END, 0], stop=(END,))
     request = CompletionRequest(prompt=(1,) * prompt, sampling=GREEDY, max_tokens=max_tokens, stop=stop)
-    steps = complete(session, Bytes(), request)  # type: ignore[arg-type]
+    steps = complete(session, BYTES, request)  # type: ignore[arg-type]
     return [s for s in steps if isinstance(s, Delta)], session
 
 
@@ -80,7 +79,7 @@ def test_a_step_is_one_forward() -> None:
     """Between two steps of the iterator lies one forward pass: whoever stops asking stops the work."""
     session = ScriptedSession([*b"abcdefgh", END], stop=(END,))
     request = CompletionRequest(prompt=(1,) * (2 * PREFILL_CHUNK + 10), sampling=GREEDY, max_tokens=8)
-    steps = complete(session, Bytes(), request)  # type: ignore[arg-type]
+    steps = complete(session, BYTES, request)  # type: ignore[arg-type]
     for done in range(1, 7):
         step = next(steps)
         assert len(session.forwards) == done
@@ -92,7 +91,7 @@ def test_end_of_text_has_no_logprobs_entry() -> None:
     """Entries and shown tokens go together: the token that ends the answer has none."""
     session = ScriptedSession([*b"ab", END], stop=(END,))
     request = CompletionRequest(prompt=(1,), sampling=GREEDY, max_tokens=8, top_logprobs=2)
-    deltas = [s for s in complete(session, Bytes(), request) if isinstance(s, Delta)]  # type: ignore[arg-type]
+    deltas = [s for s in complete(session, BYTES, request) if isinstance(s, Delta)]  # type: ignore[arg-type]
     entries = [d.logprobs for d in deltas if d.logprobs]
     assert [e.token for e in entries] == list(b"ab")
     assert all(np.isclose(e.logprob, 0, atol=1e-3) for e in entries)

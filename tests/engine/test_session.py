@@ -58,7 +58,7 @@ def test_rewound_cache_equals_a_fresh_one(session: Session) -> None:
     rewound = session.new_cache(64)
     logits_of(session, rewound, 6)
     session.forward(rewound, np.array([1, 2, 3, 4], np.int64))
-    rewound.truncate(6)
+    rewound.rewind(6)
     fresh = session.new_cache(64)
     logits_of(session, fresh, 6)
     for token in (90, 12, 4):
@@ -102,8 +102,8 @@ def test_full_cache_and_context_are_refused(session: Session) -> None:
     assert cache.length == 0
     with pytest.raises(ContextTooLong):
         session.new_cache(257)
-    with pytest.raises(ValueError, match="truncate"):
-        cache.truncate(1)
+    with pytest.raises(ValueError, match="rewind"):
+        cache.rewind(1)
 
 
 def test_memory_is_refused_in_words(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

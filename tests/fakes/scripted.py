@@ -1,12 +1,24 @@
 """A session that says what a test wants: chosen tokens, chosen logits, and a count of its steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from appliance.decoding.sampling import Logits
+
+
+class ScriptedCache:
+    """Counts tokens as a cache does."""
+
+    def __init__(self, capacity: int) -> None:
+        self.length, self.capacity = 0, capacity
+
+    def rewind(self, length: int) -> int:
+        assert 0 <= length <= self.length
+        self.length = length
+        return length
 
 
 class ScriptedSession:
@@ -20,7 +32,7 @@ class ScriptedSession:
         self.said = 0
 
     def new_cache(self, capacity: int) -> Any:
-        return SimpleNamespace(length=0, capacity=capacity)
+        return ScriptedCache(capacity)
 
     def forward(self, cache: Any, tokens: Any, rows: Any = None) -> Logits:
         self.forwards.append(len(tokens))
@@ -29,4 +41,24 @@ class ScriptedSession:
         if len(tokens) == 1:
             logits[0, self.script[self.said]] = 50
             self.said += 1
+        return logits
+
+
+class RuledSession(ScriptedSession):
+    """A model that is a function: the logits of the next token depend on the tokens in the cache and nothing else."""
+
+    def __init__(
+        self, rule: Callable[[Sequence[int]], dict[int, float]], vocabulary_size: int = 300, stop: tuple[int, ...] = ()
+    ) -> None:
+        super().__init__([], vocabulary_size, stop)
+        self.rule = rule
+        self.seen: list[int] = []
+
+    def forward(self, cache: Any, tokens: Any, rows: Any = None) -> Logits:
+        self.forwards.append(len(tokens))
+        self.seen = [*self.seen[: cache.length], *map(int, tokens)]
+        cache.length += len(tokens)
+        logits = np.zeros((1, self.vocabulary_size), np.float32)
+        for token, logit in self.rule(self.seen).items():
+            logits[0, token] = logit
         return logits
