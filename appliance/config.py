@@ -42,6 +42,17 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Open connections of all callers; more are closed at once."""
 
 
+class Preferences(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Whether pairs of a better and a worse answer are kept for training: the text of prompts and answers."""
+
+    enabled: bool = False
+    """The site's consent."""
+    directory: str | None = None
+    """Where they lie; none: `preferences` beside the models directory."""
+    max_bytes: int = 64 << 20
+    """Of all of them; nothing is kept beyond."""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The inference daemon's configuration. Relative paths are not accepted."""
 
@@ -56,6 +67,19 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     threads: int | None = None
     """Threads of the engine; none: the processors that this process may use."""
     limits: Limits = Limits()
+    preferences: Preferences = Preferences()
+    tasks_dir: str | None = None
+    """Task files, `*.yaml`; none: `tasks` beside the models directory."""
+
+    @property
+    def tasks(self) -> Path:
+        """Where task files lie."""
+        return Path(self.tasks_dir or Path(self.models_dir).with_name("tasks"))
+
+    @property
+    def preferences_dir(self) -> Path:
+        """Where pairs for training lie, if they are kept."""
+        return Path(self.preferences.directory or Path(self.models_dir).with_name("preferences"))
 
     @classmethod
     def default(cls, state_dir: Path, *, threads: int | None = None) -> "Config":
@@ -85,6 +109,16 @@ def load_config(path: Path) -> Config:
             raise ConfigError(
                 f"cannot use {path}: limits.{name} is {getattr(config.limits, name)}, expected more than 0, and finite"
             )
+    if not config.tasks.is_absolute() or "\0" in str(config.tasks):
+        raise ConfigError(f"cannot use {path}: tasks_dir is {config.tasks_dir!r}, expected an absolute path")
+    if not config.preferences_dir.is_absolute() or "\0" in str(config.preferences_dir):
+        raise ConfigError(
+            f"cannot use {path}: preferences.directory is {config.preferences.directory!r}, expected an absolute path"
+        )
+    if not 0 < config.preferences.max_bytes <= 1 << 30:
+        raise ConfigError(
+            f"cannot use {path}: preferences.max_bytes is {config.preferences.max_bytes}, expected 1 to {1 << 30}"
+        )
     if config.threads is not None and not 1 <= config.threads <= 1024:
         raise ConfigError(f"cannot use {path}: threads is {config.threads}, expected 1 to 1024")
     return config
