@@ -106,6 +106,12 @@ class ModelNotFound(NotFound):
     kind = "model_not_found"
 
 
+class TaskNotFound(NotFound):
+    """No installed task has this name."""
+
+    kind = "task_not_found"
+
+
 class PermissionDenied(SkerryError):
     """The caller's groups do not open this route."""
 

@@ -15,7 +15,7 @@ from appliance.errors import Cancelled, InvalidRequest, RequestTimeout, RequestT
 T = TypeVar("T")
 
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
-_FIELD = re.compile(r"field `(.*)`(?= - at|$)", re.DOTALL)
+_FIELD = re.compile(r"field `(.*)`$", re.DOTALL)
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
 
 
@@ -74,11 +74,11 @@ def decode_json(data: bytes, to: type[T]) -> T:
     except msgspec.ValidationError as e:
         text = str(e)
         path = _PATH.search(text)
-        field = _FIELD.search(text)
+        field = _FIELD.search(_PATH.sub("", text))
         name = _ODD.sub("?", field[1])[:64] if field else None
         param = ".".join(p for p in (path and path[1], name) if p) or None
         # What the caller sent must not come back in an error that somebody logs.
-        found = _PATH.sub("", _FIELD.sub(f"field `{name}`", text))
+        found = _FIELD.sub(f"field `{name}`", _PATH.sub("", text))
         if found.startswith("Invalid enum value"):
             found = "a value that is none of the allowed ones"
         raise InvalidRequest(f"cannot use the request: {found[:300]}", param=param and param[:300]) from e

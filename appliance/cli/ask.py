@@ -20,7 +20,7 @@ from appliance.cli.output import emit_json, note
 from appliance.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from appliance.client import Answer, Client, Message, Options, Stream, Timings
+    from appliance.client import Answer, Client, LoopBreak, Message, Options, Stream, Timings
 
 MAX_INPUT_BYTES = 1 << 20
 
@@ -50,6 +50,9 @@ def ask(
         float, typer.Option(min=0.1, max=86400, metavar="S", help="Longest silence of the daemon.")
     ] = 600.0,
     stats: Annotated[bool, typer.Option("--stats", help="Print speed and counts on standard error.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say on standard error when a loop is found, and what is done.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a model one question; Ctrl-C stops the answer.
@@ -67,7 +70,7 @@ def ask(
             answer = client.complete(text, model, **options) if raw else client.chat(messages, model, **options)
             emit_json(summary(answer))
             return
-        answer, complete = show(_stream(client, raw, system, text, model, options))
+        answer, complete = show(_stream(client, raw, system, text, model, options), explain=explain)
     if stats:
         note(figures(answer))
     if not complete:
@@ -86,11 +89,9 @@ def _stream(
 
 def question(prompt: str | None, files: list[Path]) -> str:
     """Put the question together: files, standard input, and last the argument, as small models read best."""
-    from appliance.files import read_limited
-
     if prompt is None and sys.stdin.isatty() and not files:
         raise InvalidRequest("cannot ask: no question, expected one", hint='skerry ask "..."; or pipe it in')
-    parts = [_decode(read_limited(path, MAX_INPUT_BYTES), str(path)) for path in files]
+    parts = [read_text(path) for path in files]
     if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
         parts.append(_decode(sys.stdin.buffer.read(MAX_INPUT_BYTES + 1), "standard input"))
     elif prompt is not None:
@@ -99,6 +100,17 @@ def question(prompt: str | None, files: list[Path]) -> str:
     if not text.strip():
         raise InvalidRequest("cannot ask: the question is empty, expected text")
     return text
+
+
+def read_text(path: Path) -> str:
+    """Read a file of text.
+
+    Raises:
+        FileProblem, InvalidRequest: it cannot be read, is too large, or is not UTF-8.
+    """
+    from appliance.files import read_limited
+
+    return _decode(read_limited(path, MAX_INPUT_BYTES), str(path))
 
 
 def _decode(data: bytes, what: str) -> str:
@@ -120,9 +132,12 @@ def turns(system: str | None, text: str) -> "list[Message]":
     return [*first, Message("user", text)]
 
 
-def show(stream: "Stream") -> "tuple[Answer, bool]":
+def show(stream: "Stream", *, explain: bool = False) -> "tuple[Answer, bool]":
     """Write an answer to stdout as it arrives; Ctrl-C stops the model.
 
+    Args:
+        stream: the answer.
+        explain: whether to say on stderr, in the place where it happens, what is done about a loop.
     Returns:
         what arrived, and whether it was allowed to end.
     """
@@ -130,6 +145,8 @@ def show(stream: "Stream") -> "tuple[Answer, bool]":
     try:
         with stream:
             for piece in stream:
+                for done in piece.loop.breaks if explain and piece.loop else ():
+                    note(("" if last.endswith("\n") else "\n") + explanation(done))
                 if piece.text:
                     last = piece.text
                     sys.stdout.write(terminal.for_stream(piece.text, sys.stdout))
@@ -143,8 +160,30 @@ def show(stream: "Stream") -> "tuple[Answer, bool]":
     return stream.answer, complete
 
 
+_DONE = {
+    "warn": "left as it is",
+    "resample": "the first of them drawn anew",
+    "penalize": "drawn anew, with the loop's words made less likely",
+    "restart": "the answer begun anew",
+    "end_thinking": "the thinking ended",
+    "complete": "the form completed as briefly as it allows",
+    "stop": "the answer ends here",
+}
+_KINDS = {"exact": "the same", "counter": "the same but for numbers", "drift": "nearly the same"}
+
+
+def explanation(done: "LoopBreak") -> str:
+    """What was done about a loop, in one line."""
+    return (
+        f"[loop: {_KINDS.get(done.kind, done.kind)} {done.copies:.0f} times, {done.period} tokens each; "
+        f"{done.rewound} tokens taken back: {_DONE.get(done.rung, done.rung)}]"
+    )
+
+
 def note_cut(answer: "Answer") -> None:
-    """Say so if the answer was cut at its longest."""
+    """Say so if the answer was cut: at its longest, or where it began to repeat itself."""
+    if answer.finish_reason == "loop":
+        note("note: the answer repeated itself without end; it is cut before that. Ask for less, or in other words")
     if answer.finish_reason == "length":
         n = answer.usage.completion_tokens if answer.usage else None
         note(
@@ -171,6 +210,7 @@ def summary(answer: "Answer") -> dict[str, object]:
     return {
         "text": answer.text,
         "finish_reason": answer.finish_reason,
+        "loop": answer.choices[0].loop,
         "model": answer.model,
         "usage": answer.usage,
         "timings": answer.timings,

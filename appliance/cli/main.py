@@ -14,7 +14,21 @@ from typing import Annotated
 import typer
 
 from appliance import __version__
-from appliance.cli import ask, chat, console, disk, doctor, key, model, output, receipt, serve, status
+from appliance.cli import (
+    ask,
+    chat,
+    console,
+    disk,
+    doctor,
+    key,
+    model,
+    output,
+    preferences,
+    receipt,
+    serve,
+    status,
+    task,
+)
 from appliance.cli.box import Box
 from appliance.cli.outcome import outcome
 
@@ -36,6 +50,8 @@ app.add_typer(model.app, name="model")
 app.add_typer(key.app, name="key")
 app.add_typer(disk.app, name="disk")
 app.add_typer(receipt.app, name="receipt")
+app.add_typer(task.app, name="task")
+app.add_typer(preferences.app, name="preferences")
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,6 +6,7 @@ async with AsyncClient() as skerry:
             print(piece.text, end="")
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from appliance.client import protocol
 from appliance.client.client import DEFAULT_TIMEOUT_S, default_socket
 from appliance.client.protocol import Call, Messages
-from appliance.client.types import Answer, Health, ModelInfo, Options, Piece, Status
+from appliance.client.types import Answer, Health, ModelInfo, Options, Piece, Status, TaskInfo, TaskResult
 
 if TYPE_CHECKING:
     from appliance.client.transport import AsyncBody, AsyncTransport
@@ -80,6 +81,16 @@ class AsyncClient:
     async def verify(self, name: str) -> ModelInfo:
         """Have the daemon verify the files of a model, without loading it."""
         return await self._do(protocol.act_on_model(name, "verify"))
+
+    async def tasks(self) -> tuple[TaskInfo, ...]:
+        """All installed tasks."""
+        return await self._do(protocol.tasks())
+
+    async def run_task(
+        self, name: str, text: str, *, sources: Sequence[str] = (), model: str | None = None
+    ) -> TaskResult:
+        """Give a task an input; the result says which verifiers it passed."""
+        return await self._do(protocol.run_task(name, text, sources, model))
 
     async def status(self) -> Status:
         """The daemon at a glance."""

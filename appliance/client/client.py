@@ -12,13 +12,14 @@ model. A client may be shared by threads; a stream may not.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from appliance.client import protocol
 from appliance.client.protocol import Call, Messages
-from appliance.client.types import Answer, Health, ModelInfo, Options, Piece, Status
+from appliance.client.types import Answer, Health, ModelInfo, Options, Piece, Status, TaskInfo, TaskResult
 
 if TYPE_CHECKING:
     from appliance.client.transport import Body, Transport
@@ -99,6 +100,14 @@ class Client:
     def verify(self, name: str) -> ModelInfo:
         """Have the daemon verify the files of a model, without loading it."""
         return self._do(protocol.act_on_model(name, "verify"))
+
+    def tasks(self) -> tuple[TaskInfo, ...]:
+        """All installed tasks."""
+        return self._do(protocol.tasks())
+
+    def run_task(self, name: str, text: str, *, sources: Sequence[str] = (), model: str | None = None) -> TaskResult:
+        """Give a task an input; the result says which verifiers it passed."""
+        return self._do(protocol.run_task(name, text, sources, model))
 
     def status(self) -> Status:
         """The daemon at a glance."""

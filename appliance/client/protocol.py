@@ -18,11 +18,29 @@ from urllib.parse import quote
 
 import msgspec
 
-from appliance.client.types import Answer, Choice, Health, Message, ModelInfo, Options, Piece, Status, Timings, Usage
+from appliance.client.types import (
+    Answer,
+    CallLoop,
+    Choice,
+    Health,
+    Loop,
+    LoopBreak,
+    Message,
+    ModelInfo,
+    Options,
+    Piece,
+    Status,
+    Structure,
+    TaskInfo,
+    TaskResult,
+    Timings,
+    ToolCall,
+    Usage,
+)
 from appliance.errors import DaemonUnreachable, InvalidRequest, error_class
 
 T = TypeVar("T")
-Messages = str | Sequence[Message | Mapping[str, str]]
+Messages = str | Sequence[Message | Mapping[str, Any]]
 """A conversation, or the text of its only, user's, turn."""
 
 MAX_REPLY_BYTES = 64 << 20
@@ -122,6 +140,22 @@ def model(name: str) -> Call[ModelInfo]:
     return Call("GET", _model_path(name), _reader(ModelInfo), quick=True)
 
 
+def tasks() -> Call[tuple[TaskInfo, ...]]:
+    """Ask for all installed tasks."""
+    return Call("GET", "/skerry/v1/tasks", lambda reply: _reader(_Tasks)(reply).tasks, quick=True)
+
+
+def run_task(name: str, text: str, sources: Sequence[str], model: str | None) -> Call[TaskResult]:
+    """Ask for the result of a task."""
+    if name in ("", ".", ".."):
+        raise InvalidRequest(f"cannot run task {name!r}: expected the name of an installed task", param="task")
+    body: dict[str, Any] = {"input": text}
+    body |= {"sources": sources} if sources else {}
+    body |= {"model": model} if model is not None else {}
+    headers = {"content-type": "application/json"}
+    return Call("POST", f"/skerry/v1/tasks/{quote(name, safe='')}", _reader(TaskResult), _encode(body), headers)
+
+
 def act_on_model(name: str, verb: str) -> Call[ModelInfo]:
     """Load, unload or verify a model."""
     return Call("POST", f"{_model_path(name)}/{verb}", _reader(ModelInfo))
@@ -150,6 +184,11 @@ class _WireError(msgspec.Struct, frozen=True):
 
 class _WireMessage(msgspec.Struct, frozen=True):
     content: str | None = None
+    tool_calls: tuple[ToolCall, ...] | None = None
+
+
+class _WireVerdict(msgspec.Struct, frozen=True):
+    structure: Structure | None = None
 
 
 class _WireChoice(msgspec.Struct, frozen=True):
@@ -159,11 +198,20 @@ class _WireChoice(msgspec.Struct, frozen=True):
     delta: _WireMessage | None = None
     finish_reason: str | None = None
     logprobs: dict[str, Any] | None = None
+    loop: Loop | None = None
+    skerry: _WireVerdict | None = None
 
-    @property
-    def content(self) -> str:
+    def piece(self) -> Piece:
         said = self.message or self.delta
-        return (said.content if said else self.text) or ""
+        return Piece(
+            text=(said.content if said else self.text) or "",
+            finish_reason=self.finish_reason,
+            index=self.index,
+            logprobs=self.logprobs,
+            tool_calls=(said.tool_calls if said else None) or (),
+            loop=self.loop,
+            structure=self.skerry.structure if self.skerry else None,
+        )
 
 
 class _WireExtra(msgspec.Struct, frozen=True):
@@ -185,6 +233,10 @@ class _Models(msgspec.Struct, frozen=True):
     models: tuple[ModelInfo, ...]
 
 
+class _Tasks(msgspec.Struct, frozen=True):
+    tasks: tuple[TaskInfo, ...]
+
+
 class _ModelId(msgspec.Struct, frozen=True):
     id: str
 
@@ -203,15 +255,16 @@ def read_answer(reply: Reply) -> Answer:
     if not wire.choices:
         raise DaemonUnreachable("cannot read the answer: it has no choices, expected at least one", hint=NOT_THE_DAEMON)
     return Answer(
-        choices=tuple(
-            Choice(index=c.index, text=c.content, finish_reason=c.finish_reason, logprobs=c.logprobs)
-            for c in sorted(wire.choices, key=lambda c: c.index)
-        ),
+        choices=tuple(_choice(c.piece()) for c in sorted(wire.choices, key=lambda c: c.index)),
         model=wire.model,
         id=wire.id,
         usage=wire.usage,
         timings=wire.skerry.timings if wire.skerry else None,
     )
+
+
+def _choice(piece: Piece) -> Choice:
+    return Choice(**{name: getattr(piece, name) for name in piece.__struct_fields__})
 
 
 def _reader(kind: type[T]) -> Callable[[Reply], T]:
@@ -364,9 +417,9 @@ class StreamReader:
         self._usage = wire.usage or self._usage
         self._timings = (wire.skerry and wire.skerry.timings) or self._timings
         for c in wire.choices:
-            piece = Piece(text=c.content, finish_reason=c.finish_reason, index=c.index, logprobs=c.logprobs)
+            piece = c.piece()
             self._choices.setdefault(c.index, _Growing()).add(piece)
-            if piece.text or piece.finish_reason or piece.logprobs:
+            if piece.text or piece.finish_reason or piece.logprobs or piece.tool_calls or piece.loop:
                 self._pieces.append(piece)
 
 
@@ -377,10 +430,16 @@ class _Growing:
     texts: list[str] = field(default_factory=list)
     finish_reason: str | None = None
     logprobs: dict[str, list[Any]] = field(default_factory=dict)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    loops: list[Loop] = field(default_factory=list)
+    structure: Structure | None = None
 
     def add(self, piece: Piece) -> None:
         self.texts.append(piece.text)
         self.finish_reason = piece.finish_reason or self.finish_reason
+        self.tool_calls += piece.tool_calls
+        self.loops += [piece.loop] if piece.loop else []
+        self.structure = piece.structure or self.structure
         # Chats and completions name the lists differently; both mean one entry a token.
         for name, entries in (piece.logprobs or {}).items():
             self.logprobs.setdefault(name, []).extend(entries or [])
@@ -391,4 +450,15 @@ class _Growing:
             text="".join(self.texts),
             finish_reason=self.finish_reason,
             logprobs=self.logprobs or None,
+            tool_calls=tuple(self.tool_calls),
+            loop=_joined(self.loops),
+            structure=self.structure,
         )
+
+
+def _joined(loops: Sequence[Loop]) -> Loop | None:
+    if not loops:
+        return None
+    breaks: tuple[LoopBreak, ...] = sum((loop.breaks for loop in loops), ())
+    calls: CallLoop | None = next((loop.calls for loop in loops if loop.calls), None)
+    return Loop(breaks=breaks, stopped=any(loop.stopped for loop in loops), calls=calls)

@@ -4,18 +4,39 @@ Unknown fields are ignored and missing ones have defaults, so that an old client
 client an older one. Nothing here is proof of anything: the values are what the process behind the socket chose to send.
 """
 
-from collections.abc import Mapping
-from typing import Any, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
 
 import msgspec
 
 
-class Message(msgspec.Struct, frozen=True):
+class FunctionCall(msgspec.Struct, frozen=True):
+    """Which function a model calls, and with what."""
+
+    name: str = ""
+    arguments: str = ""
+    """The JSON of an object, which follows the schema of the function's parameters."""
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that a model made."""
+
+    id: str = ""
+    type: str = "function"
+    function: FunctionCall = FunctionCall()
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """One turn of a conversation."""
 
     role: str
-    """`system`, `user` or `assistant`."""
-    content: str
+    """`system`, `user`, `assistant` or `tool`."""
+    content: str | None
+    """None for an assistant who only called."""
+    tool_calls: tuple[ToolCall, ...] | None = None
+    """An assistant's, as they came."""
+    tool_call_id: str | None = None
+    """Of a tool's turn: the call whose result the content is."""
 
 
 class Options(TypedDict, total=False):
@@ -36,6 +57,12 @@ class Options(TypedDict, total=False):
     logprobs: bool | int
     """True for chats, the number of alternatives for completions: as the OpenAI API has it."""
     top_logprobs: int
+    response_format: Mapping[str, Any]
+    """The form of the answer: `{"type": "json_schema", "json_schema": {"name": ..., "schema": ...}}`, for one."""
+    tools: Sequence[Mapping[str, Any]]
+    tool_choice: str | Mapping[str, Any]
+    parallel_tool_calls: bool
+    loop_breaker: Literal["break", "stop", "warn", "off"]
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -59,15 +86,64 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens_per_s: float | None = None
 
 
+class LoopBreak(msgspec.Struct, frozen=True, kw_only=True):
+    """What was done about one loop; positions and lengths count tokens of the answer."""
+
+    rung: str = ""
+    kind: str = ""
+    onset: int = 0
+    period: int = 0
+    copies: float = 0.0
+    at: int = 0
+    rewound: int = 0
+
+
+class CallLoop(msgspec.Struct, frozen=True, kw_only=True):
+    """Calls of the conversation that repeat, this answer's included."""
+
+    kind: str = ""
+    """`same_call`, `ping_pong` or `same_result`."""
+    onset: int = 0
+    copies: int = 0
+    certain: bool = False
+
+
+class Loop(msgspec.Struct, frozen=True, kw_only=True):
+    """Loops that were found in an answer, and what was done."""
+
+    breaks: tuple[LoopBreak, ...] = ()
+    stopped: bool = False
+    """Whether the answer was ended because of one."""
+    calls: CallLoop | None = None
+
+
+class Structure(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether an answer has the form that was asked for."""
+
+    valid: bool = False
+    reason: str = ""
+    """Why it has not: it ended too early."""
+
+
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """One of the `n` texts that were asked for."""
 
     index: int = 0
     text: str = ""
     finish_reason: str | None = None
-    """`stop`, `length` or another reason of the daemon's; None while the answer is not complete."""
+    """`stop`, `length`, `tool_calls`, `loop` or another reason of the daemon's; None while it is not complete."""
     logprobs: dict[str, Any] | None = None
     """As the OpenAI API has it; None unless asked for."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    loop: Loop | None = None
+    """None if no loop was found."""
+    structure: Structure | None = None
+    """None if no form was asked for, and while the answer is not complete."""
+
+    @property
+    def message(self) -> Message:
+        """The choice as the assistant's turn of a conversation that goes on."""
+        return Message("assistant", self.text or (None if self.tool_calls else ""), self.tool_calls or None)
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +165,11 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         """Why the first choice ended; None if it did not."""
         return self.choices[0].finish_reason
 
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """What the first choice calls."""
+        return self.choices[0].tool_calls
+
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True):
     """A part of an answer, as it arrives."""
@@ -97,6 +178,49 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str | None = None
     index: int = 0
     logprobs: dict[str, Any] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls that are complete with this piece."""
+    loop: Loop | None = None
+    """What was done about a loop just now."""
+    structure: Structure | None = None
+    """With the last piece of an answer that was asked for in some form."""
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What one verifier of a task says."""
+
+    verifier: str = ""
+    passed: bool = False
+    reason: str = ""
+
+
+class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An installed task."""
+
+    name: str
+    version: str = ""
+    description: str = ""
+    model: str | None = None
+    candidates: int = 1
+
+
+class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a task."""
+
+    task: str = ""
+    version: str = ""
+    model: str = ""
+    output: str = ""
+    """The best candidate: text, or JSON of the task's schema."""
+    verified: bool = False
+    """Whether every verifier passed it."""
+    verdicts: tuple[Verdict, ...] = ()
+    finish_reason: str | None = None
+    candidates: int = 0
+    """How many were computed."""
+    chosen: int = 0
+    loop: Loop | None = None
+    usage: Usage | None = None
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,8 +8,9 @@ import asyncio
 import collections
 import concurrent.futures
 import contextlib
+import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,11 +27,13 @@ from appliance.engine.scheduler import Job, Scheduler
 from appliance.errors import Cancelled, SkerryError, TooManyRequests
 from appliance.inferenced.metrics import Metrics
 from appliance.inferenced.models import Loaded, ModelHost
-from appliance.inferenced.requests import ChatRequest, TextRequest, chat_jobs, text_jobs
+from appliance.inferenced.preferences import PreferenceStore, keep_breaks
+from appliance.inferenced.requests import ChatRequest, TextRequest, prepare_chat, prepare_text, prompt_of
 from appliance.inferenced.responses import DONE, Answer, Shape, event, timings
 
+log = logging.getLogger("skerry.inferenced")
+
 T = TypeVar("T")
-B = TypeVar("B", ChatRequest, TextRequest)
 
 TIMINGS_HEADER = "x-skerry-timings"
 
@@ -82,11 +85,19 @@ class Run:
 class Completions:
     """Handlers of the OpenAI routes."""
 
-    def __init__(self, host: ModelHost, scheduler: Scheduler, limits: Limits, metrics: Metrics) -> None:
-        self._host = host
+    def __init__(
+        self,
+        host: ModelHost,
+        scheduler: Scheduler,
+        limits: Limits,
+        metrics: Metrics,
+        preferences: PreferenceStore | None = None,
+    ) -> None:
+        self.host = host
+        self.limits = limits
+        self.metrics = metrics
+        self.preferences = preferences
         self._scheduler = scheduler
-        self._limits = limits
-        self._metrics = metrics
         # One thread of its own: long prompts must not keep models from loading. And one caller's must not pile up.
         self._tokenizing = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._preparing: collections.Counter[int] = collections.Counter()
@@ -94,37 +105,41 @@ class Completions:
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         body = await self._read(request, ChatRequest)
-        loaded = await self._host.get(body.model, chat=True)
-        wanted = await self._prepare(request, chat_jobs, body, loaded)
-        return await self._answer(request, body, loaded, wanted, Shape(loaded, chat=True, logprobs=bool(body.logprobs)))
+        loaded = await self.host.get(body.model, chat=True)
+        prepared = await self.prepare(request, lambda: prepare_chat(body, loaded))
+        shape = Shape(loaded, chat=True, logprobs=bool(body.logprobs), plan=prepared.plan)
+        return await self._answer(request, body, loaded, prepared.jobs, shape)
 
     async def text(self, request: Request) -> Response:
         """POST /v1/completions."""
         body = await self._read(request, TextRequest)
-        loaded = await self._host.get(body.model)
-        wanted = await self._prepare(request, text_jobs, body, loaded)
-        shape = Shape(loaded, chat=False, logprobs=body.logprobs is not None)
-        return await self._answer(request, body, loaded, wanted, shape)
+        loaded = await self.host.get(body.model)
+        prepared = await self.prepare(request, lambda: prepare_text(body, loaded))
+        shape = Shape(loaded, chat=False, logprobs=body.logprobs is not None, plan=prepared.plan)
+        return await self._answer(request, body, loaded, prepared.jobs, shape)
 
-    async def _prepare(
-        self, request: Request, make: Callable[[B, Loaded], list[CompletionRequest]], body: B, loaded: Loaded
-    ) -> list[CompletionRequest]:
-        """Tokenize a request in turn, within the caller's limit."""
+    async def prepare(self, request: Request, make: Callable[[], T]) -> T:
+        """Tokenize a request in turn, within the caller's limit.
+
+        Args:
+            request: whose.
+            make: does the work, in the thread that tokenizes.
+        """
         uid = caller_of(request).uid
-        if self._preparing[uid] >= self._limits.per_caller:
+        if self._preparing[uid] >= self.limits.per_caller:
             raise TooManyRequests(
                 f"cannot take one more: uid {uid} has {self._preparing[uid]} prompts being read", retry_after_s=1
             )
         self._preparing[uid] += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._tokenizing, make, body, loaded)
+            return await asyncio.get_running_loop().run_in_executor(self._tokenizing, make)
         finally:
             self._preparing[uid] -= 1
             if not self._preparing[uid]:
                 del self._preparing[uid]
 
     async def _read(self, request: Request, to: type[T]) -> T:
-        limits = self._limits
+        limits = self.limits
         return await read_json(request, to, limit_bytes=limits.body_bytes, timeout_s=limits.body_timeout_s)
 
     async def _answer(
@@ -135,11 +150,12 @@ class Completions:
         wanted: list[CompletionRequest],
         shape: Shape,
     ) -> Response:
-        run = self._start(loaded, wanted, caller_of(request).uid)
+        steps = [complete(loaded.session, loaded.words, one) for one in wanted]
+        run = self._start(loaded, steps, caller_of(request).uid)
         try:
             if not body.stream:
                 await _while_connected(request, _drain(run))
-                self._metrics.completed(run)
+                self._completed(run, body)
                 return JSONResponse(shape.whole(run.answers, run.timings))
             # The first step comes before the headers, so that what fails early still has a status of its own.
             first = await _while_connected(request, run.next())
@@ -148,28 +164,55 @@ class Completions:
             raise
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         closing = include_usage or request.headers.get(TIMINGS_HEADER) == "1"
-        chunks = self._stream(run, shape, first, {"usage": None} if include_usage else {}, closing)
+        chunks = self._stream(run, shape, first, {"usage": None} if include_usage else {}, closing, body)
         return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
-    def _start(self, loaded: Loaded, wanted: list[CompletionRequest], uid: int) -> Run:
-        loop, steps = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Delta | SkerryError | None]]()
+    async def compute(self, request: Request, loaded: Loaded, steps: Iterator[Delta | Prefilled]) -> float:
+        """Have steps computed for as long as the caller waits.
+
+        Returns:
+            Seconds that they waited for their turn.
+        """
+        run = self._start(loaded, [steps], caller_of(request).uid)
+        try:
+            await _while_connected(request, _drain(run))
+        except BaseException:
+            run.cancel()
+            raise
+        return run.queue_s
+
+    def _completed(self, run: Run, body: ChatRequest | TextRequest) -> None:
+        """Count a complete request, and keep what its broken loops teach, if the site wants that."""
+        self.metrics.completed(run.loaded.name, [a.usage for a in run.answers if a.usage], run.queue_s)
+        if self.preferences is None or not any(a.breaks for a in run.answers):
+            return
+        prompt = prompt_of(body)
+        if prompt is not None:
+            for answer in run.answers:
+                keep_breaks(self.preferences, prompt, answer, run.loaded)
+
+    def _start(self, loaded: Loaded, steps: list[Iterator[Delta | Prefilled]], uid: int) -> Run:
+        loop, said = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Delta | SkerryError | None]]()
 
         def emitter(index: int) -> Callable[[Delta | Prefilled | SkerryError | None], None]:
             def emit(step: Delta | Prefilled | SkerryError | None) -> None:
                 if isinstance(step, Prefilled):
                     return
+                for done in step.breaks if isinstance(step, Delta) else ():
+                    self.metrics.broke(loaded.name, done)
+                    log.info(
+                        "loop in an answer of %s: %s, period %d, %.1f copies, found at token %d, %d taken back: %s",
+                        *(loaded.name, done.kind, done.period, done.copies, done.at, done.rewound, done.rung),
+                    )
                 if not isinstance(step, Delta):
                     loaded.release()
-                    self._metrics.ended(loaded.name, step)
+                    self.metrics.ended(loaded.name, step)
                 with contextlib.suppress(RuntimeError):  # the loop has ended before the engine's thread
-                    loop.call_soon_threadsafe(steps.put_nowait, (index, step))
+                    loop.call_soon_threadsafe(said.put_nowait, (index, step))
 
             return emit
 
-        jobs = [
-            Job(uid, complete(loaded.session, loaded.tokenizer, one), emitter(index))
-            for index, one in enumerate(wanted)
-        ]
+        jobs = [Job(uid, one, emitter(index)) for index, one in enumerate(steps)]
         for _ in jobs:
             loaded.retain()
         try:
@@ -179,10 +222,16 @@ class Completions:
                 loaded.release()
             raise
         loaded.requests += 1
-        return Run(loaded, jobs, [Answer() for _ in jobs], steps, len(jobs))
+        return Run(loaded, jobs, [Answer() for _ in jobs], said, len(jobs))
 
     async def _stream(
-        self, run: Run, shape: Shape, first: tuple[int, Delta] | None, usage: dict[str, None], closing: bool
+        self,
+        run: Run,
+        shape: Shape,
+        first: tuple[int, Delta] | None,
+        usage: dict[str, None],
+        closing: bool,
+        body: ChatRequest | TextRequest,
     ) -> AsyncIterator[bytes]:
         try:
             for index in range(len(run.jobs)):
@@ -193,7 +242,7 @@ class Completions:
                 for chunk in shape.piece(*step, usage):
                     yield event(chunk)
                 step = await run.next()
-            self._metrics.completed(run)
+            self._completed(run, body)
             if closing:
                 yield event(shape.closing(run.answers, run.timings))
             yield DONE

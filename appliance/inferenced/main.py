@@ -28,6 +28,8 @@ from appliance.engine.scheduler import Scheduler
 from appliance.inferenced.completions import Completions
 from appliance.inferenced.metrics import CONTENT_TYPE, Metrics
 from appliance.inferenced.models import ModelHost
+from appliance.inferenced.preferences import PreferenceStore
+from appliance.inferenced.tasks import TaskRoutes
 from appliance.system.confine import deny_network
 from appliance.system.host import resident_bytes, usable_cpus
 from appliance.system.watchdog import Watchdog
@@ -48,7 +50,10 @@ class Daemon:
         self.host = ModelHost(Path(config.models_dir), Path(config.keys_dir), config.threads)
         self.scheduler = Scheduler(running=limits.running, queued=limits.queued, per_caller=limits.per_caller)
         self.metrics = Metrics(self.scheduler)
-        self.completions = Completions(self.host, self.scheduler, limits, self.metrics)
+        kept = config.preferences
+        self.preferences = PreferenceStore(config.preferences_dir, kept.max_bytes) if kept.enabled else None
+        self.completions = Completions(self.host, self.scheduler, limits, self.metrics, self.preferences)
+        self.tasks = TaskRoutes(self.completions, config.tasks)
         self.draining = False
         self._started = time.time()
 
@@ -61,6 +66,8 @@ class Daemon:
             Route("GET", "/v1/models/{name}", Role.CLIENT, self.openai_model),
             Route("POST", "/v1/chat/completions", Role.CLIENT, self.completions.chat),
             Route("POST", "/v1/completions", Role.CLIENT, self.completions.text),
+            Route("GET", "/skerry/v1/tasks", Role.CLIENT, self.tasks.list),
+            Route("POST", "/skerry/v1/tasks/{name}", Role.CLIENT, self.tasks.run),
             Route("GET", "/skerry/v1/status", Role.VIEWER, self.status),
             Route("GET", "/skerry/v1/models", Role.VIEWER, self.models),
             Route("GET", "/skerry/v1/models/{name}", Role.VIEWER, self.model),
@@ -78,6 +85,8 @@ class Daemon:
         yield
         self.scheduler.close()
         self.host.close()
+        if self.preferences is not None:
+            self.preferences.close()
 
     def drain(self) -> None:
         """From now on health says so; what is not complete after the drain's time ends with an error that says why."""

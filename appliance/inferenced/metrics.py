@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from appliance import __version__
+from appliance.decoding.breaker import Break
 from appliance.errors import SkerryError
 from appliance.system.host import resident_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from appliance.engine.completion import Usage
     from appliance.engine.scheduler import Scheduler
-    from appliance.inferenced.completions import Run
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -28,6 +31,15 @@ class Metrics:
         )
         self._tokens = Counter(
             "skerry_tokens", "Tokens of complete answers: prompt or generated", ["model", "kind"], registry=registry
+        )
+        self._loops = Counter(
+            "skerry_loops",
+            "Loops found in answers, by kind and by what was done about each",
+            ["model", "kind", "rung"],
+            registry=registry,
+        )
+        self._rewound = Counter(
+            "skerry_rewound_tokens", "Tokens taken back because of loops", ["model"], registry=registry
         )
         self._first_token = Histogram(
             "skerry_first_token_seconds",
@@ -59,17 +71,26 @@ class Metrics:
         """Count the end of one answer."""
         self._answers.labels(model, outcome.kind if outcome else "done").inc()
 
-    def completed(self, run: "Run") -> None:
-        """Count what a complete request took."""
-        name = run.loaded.name
-        taken = [a.usage for a in run.answers if a.usage]
+    def broke(self, model: str, done: Break) -> None:
+        """Count what was done about a loop."""
+        self._loops.labels(model, done.kind, done.rung).inc()
+        self._rewound.labels(model).inc(done.rewound)
+
+    def completed(self, name: str, taken: "Sequence[Usage]", queue_s: float) -> None:
+        """Count what a complete request took.
+
+        Args:
+            name: of the model.
+            taken: what each answer took.
+            queue_s: how long the request waited.
+        """
         prompt, generated = sum(u.prompt_tokens for u in taken), sum(u.completion_tokens for u in taken)
         self.prompt_tokens += prompt
         self.generated_tokens += generated
         self._tokens.labels(name, "prompt").inc(prompt)
         self._tokens.labels(name, "generated").inc(generated)
         for one in taken:
-            self._first_token.labels(name).observe(run.queue_s + one.prompt_s)
+            self._first_token.labels(name).observe(queue_s + one.prompt_s)
             if one.decode_s:
                 self._rate.labels(name).observe((one.completion_tokens - 1) / one.decode_s)
 

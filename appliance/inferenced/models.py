@@ -6,14 +6,18 @@ What this does NOT do: unload the least used model by itself when memory is shor
 """
 
 import asyncio
+import collections
 import dataclasses
 import datetime
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from appliance.decoding.breaker import Words
+from appliance.decoding.grammar import Constraint, Grammar, Vocabulary, compile_grammar
 from appliance.engine.session import Session
 from appliance.errors import InvalidRequest, ModelNotFound, SkerryError, VerificationFailed, error_class
 from appliance.files import snapshot
@@ -22,6 +26,9 @@ from appliance.models.store import Store
 from appliance.models.template import ChatTemplate
 from appliance.models.tokenizer import Tokenizer
 from appliance.trust.keys import KeySet
+
+KEPT_GRAMMARS = 32
+"""Grammars of each model that stay compiled."""
 
 
 @dataclass(eq=False)
@@ -32,11 +39,31 @@ class Loaded:
     session: Session
     tokenizer: Tokenizer
     template: ChatTemplate | None
+    words: Words
+    vocabulary: Vocabulary
     loaded_at: datetime.datetime
     load_s: float
     requests: int = 0
     _users: int = 1  # the host is one
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _grammars: collections.OrderedDict[Constraint, Grammar] = field(default_factory=collections.OrderedDict)
+
+    def grammar(self, constraint: Constraint) -> Grammar:
+        """Compile a grammar, or take the one that was compiled for an earlier request.
+
+        Raises:
+            InvalidRequest: it is not one, or it is too large.
+        """
+        with self._lock:
+            if constraint in self._grammars:
+                self._grammars.move_to_end(constraint)
+                return self._grammars[constraint]
+        grammar = compile_grammar(constraint, self.vocabulary)
+        with self._lock:
+            self._grammars[constraint] = grammar
+            if len(self._grammars) > KEPT_GRAMMARS:
+                self._grammars.popitem(last=False)
+        return grammar
 
     def retain(self) -> None:
         """Keep the session open for a job."""
@@ -178,12 +205,17 @@ class ModelHost:
                     bos=words.get(card.tokens.bos, "") if card.tokens.bos is not None else "",
                     eos=words.get(card.tokens.stop[0], "") if card.tokens.stop else "",
                 )
+            names = {text: i for i, text in tokenizer.names.items()}
+            watched = Words.of(tokenizer.token_bytes, names, tokenizer.encode("\n", bos=False))
+            vocabulary = Vocabulary(
+                tokenizer.token_bytes, tokenizer.control, card.tokens.stop, partial(tokenizer.encode, bos=False)
+            )
             session = Session(model, self._threads)
         except BaseException:
             model.close()
             raise
         now = datetime.datetime.now(datetime.UTC)
-        return Loaded(name, session, tokenizer, template, now, time.monotonic() - started)
+        return Loaded(name, session, tokenizer, template, watched, vocabulary, now, time.monotonic() - started)
 
     async def verify(self, name: str) -> dict[str, Any]:
         """Verify an installed package as a load would, and describe it.

@@ -8,44 +8,37 @@ Source: OpenAI's API reference, chat completions and completions.
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+from appliance.decoding.breaker import asked_copies
 from appliance.decoding.sampling import SamplingParams
 from appliance.engine.completion import CompletionRequest
 from appliance.errors import ContextTooLong, InvalidRequest, NoChatTemplate
+from appliance.inferenced.messages import Message, Text, invocations_of, turns_of
 from appliance.inferenced.models import Loaded
+from appliance.inferenced.structure import (
+    LoopBreaker,
+    Plan,
+    ResponseFormat,
+    ToolChoice,
+    Tools,
+    form_of,
+    grammar_of,
+    plan_of,
+)
+from appliance.models.tool_styles import plain, render
 
 MAX_ANSWERS = 8
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
-Text = Annotated[str, Meta(max_length=1 << 20)]
 StopText = Annotated[str, Meta(min_length=1, max_length=256)]
 Count = Annotated[int, Meta(ge=1, le=1 << 20)]
-
-
-class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A piece of a message; Skerry's models read text only."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One turn of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[tuple[TextPart, ...], Meta(min_length=1, max_length=64)]
-    name: Annotated[str, Meta(max_length=64)] | None = None
-
-    def plain(self) -> dict[str, str]:
-        """The turn as templates expect it: one text, and OpenAI's newer name of the system role undone."""
-        content = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,12 +46,6 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     include_usage: bool = False
     include_obfuscation: bool = False
-
-
-class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The only response format so far."""
-
-    type: Literal["text"]
 
 
 class _Common(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -79,6 +66,8 @@ class _Common(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     stop: StopText | Annotated[tuple[StopText, ...], Meta(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    loop_breaker: LoopBreaker | None = None
     user: Annotated[str, Meta(max_length=512)] | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
@@ -101,7 +90,9 @@ class ChatRequest(_Common, frozen=True):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    response_format: TextFormat | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class TextRequest(_Common, frozen=True):
@@ -112,8 +103,16 @@ class TextRequest(_Common, frozen=True):
     echo: bool | None = None
 
 
-def chat_jobs(request: ChatRequest, loaded: Loaded) -> list[CompletionRequest]:
-    """Render, tokenize and bound a chat request: one engine request for each answer.
+@dataclass(frozen=True)
+class Prepared:
+    """A request, ready to be computed: an engine request for each answer, and how the answers are read."""
+
+    jobs: list[CompletionRequest]
+    plan: Plan
+
+
+def prepare_chat(request: ChatRequest, loaded: Loaded) -> Prepared:
+    """Check, render, tokenize and bound a chat request.
 
     Raises:
         NoChatTemplate: the model is a base model.
@@ -127,22 +126,40 @@ def chat_jobs(request: ChatRequest, loaded: Loaded) -> list[CompletionRequest]:
         )
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("cannot give top_logprobs: logprobs is not true", param="top_logprobs")
-    messages = [m.plain() for m in request.messages]
-    _check_length("".join(m["content"] for m in messages), loaded, "messages")
-    prompt = loaded.template.encode(messages)
-    top = (request.top_logprobs or 0) if request.logprobs else None
-    wanted = request.max_completion_tokens or request.max_tokens
-    return _jobs(request, loaded, prompt, wanted, top, "messages")
+    turns = turns_of(request.messages)
+    plan = plan_of(
+        form=form_of(request.response_format),
+        tools=request.tools,
+        choice=request.tool_choice,
+        parallel=request.parallel_tool_calls,
+        history=invocations_of(request.messages),
+        stops=bool(request.stops),
+        template=loaded.template,
+    )
+    said = [*(turn.content for turn in turns), *(call.arguments for call in plan.history)]
+    _check_length("".join(said), loaded, "messages")
+    messages, tools = render(plan.style, turns, plan.tools) if plan.style else (plain(turns), None)
+    prompt = loaded.template.encode(messages, tools)
+    asked = next((turn.content for turn in reversed(turns) if turn.role == "user"), "")
+    wanted = _Wanted(
+        prompt=tuple(prompt),
+        max_tokens=request.max_completion_tokens or request.max_tokens,
+        top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        asked_copies=asked_copies(asked),
+        field="messages",
+    )
+    return Prepared(_jobs(request, loaded, wanted, plan), plan)
 
 
-def text_jobs(request: TextRequest, loaded: Loaded) -> list[CompletionRequest]:
-    """Tokenize and bound a completion request: one engine request for each answer.
+def prepare_text(request: TextRequest, loaded: Loaded) -> Prepared:
+    """Check, tokenize and bound a completion request.
 
     Raises:
         InvalidRequest, ContextTooLong: with the field at fault.
     """
     if request.echo:
         raise InvalidRequest("cannot echo the prompt: it is not supported", param="echo", hint="leave echo out")
+    plan = Plan(form_of(request.response_format), stops=bool(request.stops))
     given: str | Sequence[Any] = request.prompt
     if not isinstance(given, str) and len(given) == 1 and isinstance(given[0], str | list):
         given = given[0]  # a batch of one
@@ -153,7 +170,22 @@ def text_jobs(request: TextRequest, loaded: Loaded) -> list[CompletionRequest]:
         prompt = _token_ids(given, len(loaded.tokenizer))
     if not prompt:
         raise InvalidRequest("cannot complete an empty prompt: this model has no first token", param="prompt")
-    return _jobs(request, loaded, prompt, request.max_tokens, request.logprobs, "prompt")
+    wanted = _Wanted(
+        prompt=tuple(prompt),
+        max_tokens=request.max_tokens,
+        top_logprobs=request.logprobs,
+        asked_copies=asked_copies(given) if isinstance(given, str) else 0,
+        field="prompt",
+    )
+    return Prepared(_jobs(request, loaded, wanted, plan), plan)
+
+
+def prompt_of(request: ChatRequest | TextRequest) -> str | list[dict[str, str]] | None:
+    """Give the prompt as people wrote it, for the record of preferences; None for one of token ids or with calls."""
+    if isinstance(request, TextRequest):
+        return request.prompt if isinstance(request.prompt, str) else None
+    turns = turns_of(request.messages)
+    return None if request.tools or any(turn.role == "tool" or turn.calls for turn in turns) else plain(turns)
 
 
 def _check_length(text: str, loaded: Loaded, field: str) -> None:
@@ -177,28 +209,44 @@ def _token_ids(prompt: Sequence[Any], vocabulary: int) -> list[int]:
     return list(prompt)
 
 
-def _jobs(
-    request: _Common, loaded: Loaded, prompt: list[int], wanted: int | None, top_logprobs: int | None, field: str
-) -> list[CompletionRequest]:
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """What the two routes say in ways of their own."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int | None
+    top_logprobs: int | None
+    asked_copies: int
+    field: str
+
+
+def _jobs(request: _Common, loaded: Loaded, wanted: _Wanted, plan: Plan) -> list[CompletionRequest]:
+    grammar = grammar_of(plan, loaded.tokenizer.control, loaded.grammar)
     card = loaded.session.card
-    room = card.context_length - len(prompt)
-    if room < 1 or (wanted or 1) > room:
+    room = card.context_length - len(wanted.prompt)
+    if room < 1 or (wanted.max_tokens or 1) > room:
         raise ContextTooLong(
-            f"cannot answer: the prompt has {len(prompt)} tokens"
-            + (f" and max_tokens is {wanted}" if wanted else "")
+            f"cannot answer: the prompt has {len(wanted.prompt)} tokens"
+            + (f" and max_tokens is {wanted.max_tokens}" if wanted.max_tokens else "")
             + f", the context of {loaded.name} is {card.context_length}",
             hint="shorten the prompt or lower max_tokens",
-            param=field if room < 1 else "max_tokens",
+            param=wanted.field if room < 1 else "max_tokens",
         )
     sampling = _sampling(request, loaded)
+    spoken = plan.spoken(loaded.tokenizer.control)
     return [
         CompletionRequest(
-            prompt=tuple(prompt),
+            prompt=wanted.prompt,
             sampling=sampling,
-            max_tokens=wanted or min(card.generation.max_tokens, room),
+            max_tokens=wanted.max_tokens or min(card.generation.max_tokens, room),
             stop=request.stops,
-            top_logprobs=top_logprobs,
+            top_logprobs=wanted.top_logprobs,
             index=index,
+            breaker=request.loop_breaker or "break",
+            streamed=bool(request.stream),
+            asked_copies=wanted.asked_copies,
+            grammar=grammar,
+            spoken=spoken,
         )
         for index in range(request.answers)
     ]

@@ -1,18 +1,29 @@
 """Answers in OpenAI's shapes, whole and streamed.
 
+An answer that was asked for in some form is judged once more when it is complete: one that ended too early says so in
+its `skerry.structure`, and one that is complete and wrong is an error, never an answer. Loops that were found stand in
+`loop`.
+
 Source: OpenAI's API reference: the completion and chat completion objects, their chunks, and server-sent events.
+`loop` and `skerry` are Skerry's own.
 """
 
 import time
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import msgspec
 
+from appliance.decoding.breaker import Break
+from appliance.decoding.call_loops import Invocation, find_call_loop
 from appliance.decoding.sampling import TokenLogprobs
 from appliance.engine.completion import Delta, Usage
 from appliance.inferenced.models import Loaded
+from appliance.inferenced.reading import Reading
+from appliance.inferenced.structure import Plan
+from appliance.models.tool_styles import Call
 
 DONE = b"data: [DONE]\n\n"
 
@@ -27,23 +38,31 @@ class Answer:
     """One of a request's answers, as far as it has come."""
 
     text: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    breaks: list[Break] = field(default_factory=list)
     finish_reason: str | None = None
     usage: Usage | None = None
+    complete: bool | None = None
 
     def add(self, delta: Delta) -> None:
         """Take a step's result in."""
         self.text.append(delta.text)
+        self.tokens += delta.tokens
         if delta.logprobs is not None:
             self.logprobs.append(delta.logprobs)
+        self.breaks += delta.breaks
         if delta.finish_reason is not None:
-            self.finish_reason, self.usage = delta.finish_reason, delta.usage
+            self.finish_reason, self.usage, self.complete = delta.finish_reason, delta.usage, delta.complete
 
 
 class Shape:
     """How one request's answers look on the wire."""
 
-    def __init__(self, loaded: Loaded, *, chat: bool, logprobs: bool) -> None:
+    def __init__(self, loaded: Loaded, *, chat: bool, logprobs: bool, plan: Plan | None = None) -> None:
+        self._plan = plan or Plan()
+        self._vocabulary = loaded.vocabulary
+        self._readings: dict[int, Reading] = {}
         self._tokenizer = loaded.tokenizer
         self._chat = chat
         self._with_logprobs = logprobs
@@ -58,34 +77,73 @@ class Shape:
         }
 
     def whole(self, answers: list[Answer], timings: dict[str, Any]) -> dict[str, Any]:
-        """The body of a request that is not streamed."""
+        """The body of a request that is not streamed.
+
+        Raises:
+            InternalError: an answer is complete and not of the form that was asked for.
+        """
         choices = []
         for index, answer in enumerate(answers):
-            text = "".join(answer.text)
-            message = {"role": "assistant", "content": text, "refusal": None}
-            said: dict[str, Any] = {"message": message} if self._chat else {"text": text}
-            logprobs = self._logprobs(index, answer.logprobs)
-            choices.append({"index": index, **said, "logprobs": logprobs, "finish_reason": answer.finish_reason})
+            reading = Reading(self._plan, self._vocabulary)
+            parts = reading.push("".join(answer.text)) + reading.finish(answer.finish_reason, answer.complete)
+            text, calls = _apart(parts)
+            choices.append(
+                {
+                    "index": index,
+                    **self._said(text, calls),
+                    "logprobs": self._logprobs(index, answer.logprobs),
+                    "finish_reason": _reason(answer.finish_reason, reading),
+                    **_loop(answer.breaks, answer.finish_reason, self._plan.history, reading.calls),
+                    **_structure(reading),
+                }
+            )
         return {**self._head, "choices": choices, "usage": usage(answers), "skerry": {"timings": timings}}
+
+    def _said(self, text: str, calls: list[Call]) -> dict[str, Any]:
+        if not self._chat:
+            return {"text": text}
+        content = text or (None if calls or self._plan.must_call else "")
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if calls:
+            message["tool_calls"] = [_call_object(call) for call in calls]
+        return {"message": message}
 
     def opening(self, index: int, usage: dict[str, None]) -> list[dict[str, Any]]:
         """What a stream begins with: for chats, the role."""
         if not self._chat:
             return []
-        choice = {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
+        content = None if self._plan.must_call else ""
+        choice = {"delta": {"role": "assistant", "content": content}, "logprobs": None}
         return [self._chunk([{"index": index, **choice, "finish_reason": None}], usage)]
 
     def piece(self, index: int, delta: Delta, usage: dict[str, None]) -> list[dict[str, Any]]:
-        """Chunks for one step: none for a step without text, and the end in one of its own as OpenAI does."""
-        chunks = []
-        logprobs = self._logprobs(index, [delta.logprobs] if delta.logprobs else [])
-        if delta.text or delta.logprobs:
-            said: dict[str, Any] = {"delta": {"content": delta.text}} if self._chat else {"text": delta.text}
-            chunks.append({"index": index, **said, "logprobs": logprobs, "finish_reason": None})
+        """Chunks for one step: none for a step without text, and the end in one of its own as OpenAI does.
+
+        Raises:
+            InternalError: the answer is complete and not of the form that was asked for.
+        """
+        reading = self._readings.setdefault(index, Reading(self._plan, self._vocabulary))
+        known = len(reading.calls)
+        parts = reading.push(delta.text)
         if delta.finish_reason:
-            said = {"delta": {}} if self._chat else {"text": ""}
-            chunks.append({"index": index, **said, "logprobs": None, "finish_reason": delta.finish_reason})
-        return [self._chunk([c], usage) for c in chunks]
+            parts += reading.finish(delta.finish_reason, delta.complete)
+        text, calls = _apart(parts)
+        choices = []
+        if text or delta.logprobs:
+            said: dict[str, Any] = {"delta": {"content": text}} if self._chat else {"text": text}
+            choices.append({**said, "logprobs": self._logprobs(index, [delta.logprobs] if delta.logprobs else [])})
+        for position, call in enumerate(calls, known):
+            choices.append({"delta": {"tool_calls": [{"index": position, **_call_object(call)}]}, "logprobs": None})
+        empty: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
+        if delta.breaks:
+            choices = choices or [{**empty, "logprobs": None}]
+            choices[0] |= _loop(delta.breaks, delta.finish_reason, (), ())
+        choices = [{"index": index, **choice, "finish_reason": None} for choice in choices]
+        if delta.finish_reason:
+            end = {"index": index, **empty, "logprobs": None, "finish_reason": _reason(delta.finish_reason, reading)}
+            loop = _loop((), delta.finish_reason, self._plan.history, reading.calls)
+            choices.append(end | loop | _structure(reading))
+        return [self._chunk([choice], usage) for choice in choices]
 
     def closing(self, answers: list[Answer], timings: dict[str, Any]) -> dict[str, Any]:
         """The last chunk: no choices, but what it took."""
@@ -125,6 +183,45 @@ class Shape:
 
     def _name(self, token: int) -> str:
         return self._tokenizer.names.get(token) or self._tokenizer.token_bytes[token].decode("utf-8", "replace")
+
+
+def _apart(parts: Sequence[str | Call]) -> tuple[str, list[Call]]:
+    return "".join(p for p in parts if isinstance(p, str)), [p for p in parts if isinstance(p, Call)]
+
+
+def _call_object(call: Call) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def _reason(finish_reason: str | None, reading: Reading) -> str | None:
+    return "tool_calls" if finish_reason == "stop" and reading.calls else finish_reason
+
+
+def _structure(reading: Reading) -> dict[str, Any]:
+    """Say whether the answer has the form that was asked for; nothing if none was."""
+    if reading.valid is None:
+        return {}
+    reason = {} if reading.valid else {"reason": reading.reason}
+    return {"skerry": {"structure": {"valid": reading.valid, **reason}}}
+
+
+def _loop(
+    breaks: Sequence[Break], finish_reason: str | None, history: Sequence[Invocation], calls: Sequence[Call]
+) -> dict[str, Any]:
+    """Say what was done about loops, and whether the calls of the conversation are one; nothing if nothing is."""
+    made = [*history, *(Invocation(call.name, call.arguments) for call in calls)]
+    found = find_call_loop(made) if calls else None
+    stopped = finish_reason == "loop"
+    if not breaks and not stopped and found is None:
+        return {}
+    return {"loop": {**loop_object(breaks, stopped=stopped), **({"calls": asdict(found)} if found else {})}}
+
+
+def loop_object(breaks: Sequence[Break], *, stopped: bool) -> dict[str, Any]:
+    """What was done about loops, on the wire."""
+    names = ("rung", "kind", "onset", "period", "copies", "at", "rewound")
+    return {"breaks": [{name: getattr(done, name) for name in names} for done in breaks], "stopped": stopped}
 
 
 def usage(answers: list[Answer]) -> dict[str, int]:

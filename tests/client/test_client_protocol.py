@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance import errors
-from appliance.client import protocol
+from appliance.client import protocol, types
 from appliance.client.protocol import EventParser, Reply, StreamReader
 from tests.fakes.daemon import chat_body, chat_events, error_body, event
 
@@ -167,6 +167,89 @@ def test_requests_carry_only_what_was_asked_for():
     assert body == {"messages": [{"role": "user", "content": "hi"}], "seed": 1}
     body = msgspec.json.decode(protocol.complete("hi", "m", {}, stream=True).body)
     assert body == {"prompt": "hi", "model": "m", "stream": True, "stream_options": {"include_usage": True}}
+
+
+CALL = {"id": "call_1", "type": "function", "function": {"name": "set_pump", "arguments": '{"pump": "ü"}'}}
+BREAK = {"rung": "resample", "kind": "exact", "onset": 10, "period": 4, "copies": 6.0, "at": 34, "rewound": 24}
+CALL_LOOP = {"kind": "same_call", "onset": 0, "copies": 3, "certain": True}
+
+
+def test_calls_loops_and_verdicts_of_a_whole_answer():
+    """What stands in a choice beside its text arrives as types, and the choice is the next request's turn."""
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": None, "refusal": None, "tool_calls": [CALL]},
+        "finish_reason": "tool_calls",
+        "loop": {"breaks": [BREAK], "stopped": False, "calls": CALL_LOOP, "new": 1},
+        "skerry": {"structure": {"valid": False, "reason": "too short"}},
+    }
+    answer = protocol.read_answer(Reply(200, {}, json.dumps(chat_body("") | {"choices": [choice]}).encode()))
+    (got,) = answer.choices
+    assert (answer.text, answer.finish_reason) == ("", "tool_calls")
+    assert answer.tool_calls[0].function == types.FunctionCall("set_pump", '{"pump": "ü"}')
+    assert got.loop == types.Loop(breaks=(types.LoopBreak(**BREAK),), calls=types.CallLoop(**CALL_LOOP))
+    assert got.structure == types.Structure(valid=False, reason="too short")
+    result = types.Message("tool", "done", tool_call_id="call_1")
+    sent = msgspec.json.decode(protocol.chat([got.message, result], None, {}).body)
+    assert sent["messages"] == [
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "done", "tool_call_id": "call_1"},
+    ]
+
+
+def test_calls_loops_and_verdicts_of_a_stream():
+    """The pieces have them as they come, and together they are the answer."""
+
+    def chunk(delta, **more):
+        return event({"choices": [{"index": 0, "delta": delta, "finish_reason": None} | more]})
+
+    other = CALL | {"id": "call_2"}
+    chunks = [
+        chunk({"content": "Look."}),
+        chunk({}, loop={"breaks": [BREAK], "stopped": False}),
+        chunk({"tool_calls": [{"index": 0, **CALL}]}),
+        chunk({"tool_calls": [{"index": 1, **other}]}, loop={"breaks": [BREAK], "stopped": False}),
+        chunk(
+            {},
+            finish_reason="tool_calls",
+            loop={"breaks": [], "stopped": True, "calls": CALL_LOOP},
+            skerry={"structure": {"valid": True}},
+        ),
+    ]
+    reader, pieces = StreamReader(), []
+    reader.push(b"".join(chunks) + event(b"[DONE]"))
+    while (piece := reader.next_piece()) is not None:
+        pieces.append(piece)
+    assert [(p.text, len(p.tool_calls), p.loop is not None, p.finish_reason) for p in pieces] == [
+        ("Look.", 0, False, None),
+        ("", 0, True, None),
+        ("", 1, False, None),
+        ("", 1, True, None),
+        ("", 0, True, "tool_calls"),
+    ]
+    (got,) = reader.answer.choices
+    assert [c.id for c in got.tool_calls] == ["call_1", "call_2"]
+    assert got.loop == types.Loop(
+        breaks=(types.LoopBreak(**BREAK),) * 2, stopped=True, calls=types.CallLoop(**CALL_LOOP)
+    )
+    assert got.structure == pieces[-1].structure == types.Structure(valid=True)
+    assert got.message == types.Message("assistant", "Look.", got.tool_calls)
+
+
+def test_an_answer_of_text_is_the_turn_that_it_was():
+    """Without calls, nothing of them is sent back."""
+    answer = protocol.read_answer(Reply(200, {}, json.dumps(chat_body("hi")).encode()))
+    assert answer.choices[0].loop is answer.choices[0].structure is None
+    sent = msgspec.json.decode(protocol.chat([answer.choices[0].message], None, {}).body)
+    assert sent["messages"] == [{"role": "assistant", "content": "hi"}]
+
+
+def test_forms_and_tools_are_sent_as_they_are():
+    """The options for structured answers are the API's own fields."""
+    options = {"response_format": {"type": "json_object"}, "tools": [{"type": "function"}], "tool_choice": "auto"}
+    options |= {"parallel_tool_calls": False, "loop_breaker": "warn"}
+    body = msgspec.json.decode(protocol.chat("hi", None, options).body)
+    assert body == options | {"messages": [{"role": "user", "content": "hi"}]}
 
 
 def test_text_that_is_not_utf8_is_refused():

@@ -15,7 +15,12 @@ from tests.fakes.box import Box, running
 from tests.fakes.built_models import smollm2, tiny_recipe, write_tiny
 from tests.receipt.test_receipt_statement import STATE
 
-ON_A_BOX = ("README.md", "docs/how-to/use-curl.md", "docs/how-to/use-the-openai-sdk.md")
+ON_A_BOX = (
+    "README.md",
+    "docs/how-to/get-json.md",
+    "docs/how-to/use-curl.md",
+    "docs/how-to/use-the-openai-sdk.md",
+)
 BY_HAND = ("docs/tutorial/first-answer.md", "docs/how-to/rotate-a-model-key.md")
 ON_A_STATION = ("docs/how-to/bring-your-own-weights.md",)
 WITH_A_RECEIPT = ("docs/reference/receipt.md",)

@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 from appliance.cli import console, main
-from appliance.config import Config, Limits, load_config
+from appliance.config import Config, Limits, Preferences, load_config
 from appliance.errors import SkerryError, VerificationFailed, every_error
 from appliance.forge import recipe
 from appliance.forge.quantize import DESCRIPTIONS
@@ -92,7 +92,9 @@ def test_every_refusal_of_a_package_is_documented() -> None:
     assert_same(found, [e.kind for e in every_error(VerificationFailed)], "refusals")
 
 
-@pytest.mark.parametrize(("heading", "struct"), [("The daemon", Config), ("limits", Limits)])
+@pytest.mark.parametrize(
+    ("heading", "struct"), [("The daemon", Config), ("limits", Limits), ("preferences", Preferences)]
+)
 def test_every_setting_is_documented_with_its_default(heading: str, struct: type[msgspec.Struct]) -> None:
     """Fields and defaults of the configuration."""
     found = [(name, default) for name, default, _ in table("configuration.md", heading)]
@@ -102,8 +104,10 @@ def test_every_setting_is_documented_with_its_default(heading: str, struct: type
 def _default(field: msgspec.structs.FieldInfo) -> str:
     if field.default is msgspec.NODEFAULT:
         return "required"
-    if isinstance(field.default, Limits):
+    if isinstance(field.default, Limits | Preferences):
         return "see below"
+    if isinstance(field.default, bool):
+        return str(field.default).lower()
     if isinstance(field.default, int | float):
         return f"{field.default:.0f}"
     return {(): "[]", None: "null"}[field.default]

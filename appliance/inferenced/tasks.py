@@ -1,0 +1,174 @@
+"""Tasks on the wire: an input in, the best of several verified answers out.
+
+    POST /skerry/v1/tasks/triage  {"input": "The pump is hot."}
+
+A task's file says what the model reads, what form the answer has and who judges it; the caller sends the input and
+nothing else. The answer says which candidate won and what each verifier thinks of it, whether they passed it or not: it
+is the caller who decides what to do with an answer that was not verified.
+"""
+
+import asyncio
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from appliance.agent import task as tasks
+from appliance.agent.task import Task
+from appliance.api.body import read_json
+from appliance.decoding.best_of import BestOf, Candidate
+from appliance.decoding.breaker import asked_copies
+from appliance.decoding.sampling import SamplingParams
+from appliance.decoding.verifiers import Context
+from appliance.engine.candidates import Finished, complete_until
+from appliance.engine.completion import CompletionRequest
+from appliance.errors import ContextTooLong, NoChatTemplate, TaskNotFound
+from appliance.inferenced.completions import Completions
+from appliance.inferenced.models import Loaded
+from appliance.inferenced.preferences import keep_group
+from appliance.inferenced.responses import loop_object
+
+_NAME = re.compile(tasks.NAME_PATTERN)
+
+
+class TaskRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /skerry/v1/tasks/{name}."""
+
+    input: Annotated[str, Meta(min_length=1, max_length=1 << 20)]
+    sources: Annotated[tuple[Annotated[str, Meta(max_length=1 << 20)], ...], Meta(max_length=64)] = ()
+    """Texts that citations are looked for in, besides the input."""
+    model: Annotated[str, Meta(max_length=64)] | None = None
+
+
+class TaskRoutes:
+    """Handlers of the routes of tasks. Files are read at each request, so that a new task needs no restart."""
+
+    def __init__(self, completions: Completions, directory: Path) -> None:
+        self._completions = completions
+        self._directory = directory
+
+    async def list(self, request: Request) -> Response:
+        """GET /skerry/v1/tasks."""
+        found = await asyncio.to_thread(tasks.load_tasks, self._directory) if self._directory.is_dir() else {}
+        fields = ("name", "version", "description", "model", "candidates")
+        return JSONResponse({"tasks": [{f: getattr(task, f) for f in fields} for task in found.values()]})
+
+    async def run(self, request: Request) -> Response:
+        """POST /skerry/v1/tasks/{name}."""
+        limits = self._completions.limits
+        body = await read_json(request, TaskRequest, limit_bytes=limits.body_bytes, timeout_s=limits.body_timeout_s)
+        task = await asyncio.to_thread(self._load, request.path_params["name"])
+        loaded = await self._completions.host.get(
+            body.model or task.model, chat=task.prompt.form == "chat" and body.model is None and task.model is None
+        )
+        requests = await self._completions.prepare(request, lambda: _requests(task, body.input, loaded))
+        best = BestOf(tasks.judges(task), Context(input=body.input, sources=body.sources))
+        finished: list[Finished] = []
+
+        def enough(one: Finished) -> bool:
+            finished.append(one)
+            answer = tasks.result(task, one.text)
+            looped = one.finish_reason == "loop"
+            return best.offer(Candidate(text=answer, index=one.index, looped=looped, finish_reason=one.finish_reason))
+
+        steps = complete_until(loaded.session, loaded.words, requests, enough)
+        queue_s = await self._completions.compute(request, loaded, steps)
+        self._completions.metrics.completed(loaded.name, [one.usage for one in finished], queue_s)
+        winner = best.best()
+        if self._completions.preferences is not None:
+            keep_group(self._completions.preferences, tasks.render(task, body.input), best.all(), winner, loaded.name)
+        return JSONResponse(_answer(task, loaded, winner, finished, queue_s))
+
+    def _load(self, name: str) -> Task:
+        path = self._directory / f"{name}.yaml"
+        if not _NAME.fullmatch(name) or not path.is_file():
+            raise TaskNotFound(
+                f"cannot run task {name[:64]!r}: it is not installed",
+                hint="list the tasks with: skerry task list",
+                param="task",
+            )
+        return tasks.load_task(path)
+
+
+def _requests(task: Task, text: str, loaded: Loaded) -> list[CompletionRequest]:
+    """One engine request for each candidate."""
+    form = tasks.constraint(task)
+    grammar = loaded.grammar(form) if form else None
+    bias = {loaded.tokenizer.encode(said, bos=False)[0]: value for said, value in tasks.biases(task).items()}
+    drawn = task.sampling
+    warm = SamplingParams(
+        temperature=drawn.temperature,
+        top_p=drawn.top_p,
+        top_k=drawn.top_k,
+        min_p=drawn.min_p,
+        repetition_penalty=drawn.repetition_penalty,
+        logit_bias=bias,
+        seed=drawn.seed,
+    )
+    warm.validate(loaded.session.card.vocabulary_size)
+    greedy = replace(warm, temperature=0.0)
+    return [
+        CompletionRequest(
+            prompt=_tokens(task, text, index, loaded),
+            sampling=greedy if index == 0 or task.shuffle else warm,
+            max_tokens=task.max_tokens,
+            stop=task.stop,
+            index=index,
+            grammar=grammar,
+            streamed=False,
+            asked_copies=asked_copies(task.prompt.system),
+        )
+        for index in range(task.candidates)
+    ]
+
+
+def _tokens(task: Task, text: str, index: int, loaded: Loaded) -> tuple[int, ...]:
+    card = loaded.session.card
+    rendered = tasks.render(task, text, index)
+    if isinstance(rendered, str):
+        prompt = loaded.tokenizer.encode(rendered)
+    elif loaded.template is None:
+        raise NoChatTemplate(
+            f"cannot run task {task.name} with {loaded.name}: it is a base model without a chat template",
+            hint="choose another model",
+            param="model",
+        )
+    else:
+        prompt = loaded.template.encode(rendered)
+    if len(prompt) + task.max_tokens > card.context_length:
+        raise ContextTooLong(
+            f"cannot run task {task.name}: the prompt has {len(prompt)} tokens and the answer up to {task.max_tokens}, "
+            f"the context of {loaded.name} is {card.context_length}",
+            hint="shorten the input",
+            param="input",
+        )
+    return tuple(prompt)
+
+
+def _answer(task: Task, loaded: Loaded, winner: Candidate, finished: list[Finished], queue_s: float) -> dict[str, Any]:
+    chosen = finished[winner.index]
+    return {
+        "task": task.name,
+        "version": task.version,
+        "model": loaded.name,
+        "output": winner.text,
+        "finish_reason": chosen.finish_reason,
+        "verified": winner.verified,
+        "verdicts": [asdict(verdict) for verdict in winner.verdicts],
+        "candidates": len(finished),
+        "chosen": winner.index,
+        "loop": loop_object(chosen.breaks, stopped=chosen.finish_reason == "loop"),
+        "usage": {
+            "prompt_tokens": chosen.usage.prompt_tokens,
+            "completion_tokens": sum(one.usage.completion_tokens for one in finished),
+        },
+        "timings": {
+            "queue_s": round(queue_s, 4),
+            "total_s": round(sum(one.usage.prompt_s + one.usage.decode_s for one in finished), 4),
+        },
+    }
