@@ -9,7 +9,7 @@ PYTEST  := $(PY) -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo kit image test test-all check format bench bench-peer clean
+.PHONY: help demo kit image test test-all check format bench bench-loops bench-peer clean
 
 help: ## show this
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ format: $(STAMPS)/dev ## let ruff format the code
 
 bench: $(STAMPS)/station ## speed, memory and quality beside llama.cpp; ARGS=--accept-licence adds Gemma
 	$(PY) -m bench $(ARGS)
+
+bench-loops: $(STAMPS)/station ## how often answers end in loops, and what the breaker makes of them; ARGS as for bench
+	$(PY) -m bench.loops $(ARGS)
 
 bench-peer: ## build llama.cpp as the peer, some 12 minutes on 2 cores
 	./scripts/setup.sh peer

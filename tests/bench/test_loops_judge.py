@@ -1,0 +1,112 @@
+"""The offline judge: texts that are loops, and texts that only look like some."""
+
+import random
+import re
+
+import pytest
+
+from bench.loops.judge import judge
+from bench.loops.sources import REPORTS
+
+PROSE = (
+    "The pump was taken out of service in the morning, because its bearing had become too warm."
+    " A second one ran at once. "
+)
+WORDS = re.findall(
+    r"\w+",
+    "alder beech cedar dogwood elm fir ginkgo hazel ivy juniper larch maple oak pine rowan spruce teak willow",
+)
+NAMES = re.findall(
+    r"\w+",
+    "Berg Lind Tanaka Okafor Salas Novak Weiss Haddad Fischer Moreau Rossi Dahl Costa Kowal Patel Marin",
+)
+
+
+def drift(unit: str, copies: int) -> str:
+    """Change a word in every other copy."""
+    rng = random.Random(1)  # noqa: S311  varies texts, hides nothing
+    parts = []
+    for n in range(copies):
+        words = unit.split()
+        if n % 2:
+            words[rng.randrange(len(words))] = rng.choice(WORDS)
+        parts.append(" ".join(words))
+    return " ".join(parts)
+
+
+LOOPS = {
+    "a sentence": (PROSE + "We check the valve and we check the pump again. " * 14, "exact"),
+    "one word": (PROSE + "again " * 120, "exact"),
+    "zeros in one number": ("1. " + "0" * 400, "exact"),
+    "numbered lines": (PROSE + "".join(f"\n{n}. The other two beds are taken." for n in range(1, 20)), "counter"),
+    "steps": ("".join(f"Step {n}: add the salt and stir. " for n in range(1, 22)), "counter"),
+    "a table whose numbers count up": ("".join(f"| {n} | Sarah | Patient {n} |\n" for n in range(1, 30)), "counter"),
+    "bare counting": (PROSE + " ".join(f"{n}." for n in range(1, 80)), "counting"),
+    "some words change": (drift("the operator opens the valve and waits until the level is below four", 14), "drift"),
+    "copies of different lengths": (
+        "".join(
+            f"{n}. A bank cannot limit the {'amount and the ' * (n * n % 3 % 2 + n % 2)}types of cards that it takes.\n"
+            for n in range(1, 14)
+        ),
+        "drift",
+    ),
+    "mostly a loop, then an end": (
+        "The same thing again and again. " * 20
+        + "That is all that I know. I hope that it helps, and that you will ask me again when there is anything else that you would like to know about it.",
+        "exact",
+    ),
+    "four long copies": ((PROSE * 2).replace("morning", "evening") * 4, "exact"),
+}
+
+OTHERS = {
+    "prose": PROSE,
+    "an empty text": "",
+    "a short loop": "Yes, yes, yes. No, no, no. " * 3,
+    "three copies": (REPORTS[0] + " ") * 3,
+    "a list of names": "".join(f"{n}. {name}\n" for n, name in enumerate(NAMES, 1)),
+    "a table with news": "".join(f"| {n} | {name} | Surgery | checked |\n" for n, name in enumerate(NAMES, 1)),
+    "rows of numbers": "".join(f"| {n} | {n * n} | {n**3} |\n" for n in range(1, 41)),
+    "arguments": "".join(f'parser.add_argument("--{w}", type=int, default=0)\n' for w in WORDS),
+    "a loop long before the end": "It is late. " * 40 + " ".join(f"{a} meets {b}" for a in WORDS for b in NAMES),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops_are_found(name: str) -> None:
+    """Each kind is found, and called by its name."""
+    text, kind = LOOPS[name]
+
+    found = judge(text)
+
+    assert found is not None
+    assert found.kind == kind
+    assert found.copies >= 4
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_texts_are_no_loops(name: str) -> None:
+    """What brings something new in each copy, is short, or lies far from the end is none."""
+    assert judge(OTHERS[name]) is None
+
+
+def test_counting_that_was_asked_for_is_no_loop() -> None:
+    """A sequence of numbers is what a request for one should get; words that repeat between them are not."""
+    counted = ", ".join(str(n) for n in range(300, 0, -7)) + ", " + ", ".join(str(n) for n in range(300, 0, -7))
+
+    assert judge(", ".join(map(str, range(1, 100))), counts=True) is None
+    assert judge(", ".join(map(str, range(1, 100)))) is not None
+    assert judge("".join(f"{n}. The pump runs. " for n in range(1, 40)), counts=True) is not None
+    assert judge(", ".join([counted] * 5), counts=True) is not None
+
+
+def test_the_place_of_a_loop_is_told() -> None:
+    """Where a loop begins in the text, its copy, and how many there are."""
+    before = "It was a quiet night in the control room of the plant. "
+
+    found = judge(before + "The lamp is red. " * 30)
+
+    assert found is not None
+    assert abs(found.at - len(before)) <= 20
+    assert found.period == 5
+    assert found.copies == pytest.approx(30, abs=1)
+    assert "lamp" in found.copy
