@@ -161,3 +161,27 @@ def test_a_person_without_a_question(daemon, home):
     with Screen("ask", home=home, SKERRY_SOCKET=str(daemon.path)) as screen:
         assert screen.exit_code() == 2
     assert "no question" in screen.seen
+
+
+def broken(*, finish="stop"):
+    """A streamed answer in which a loop is broken after the first piece."""
+    done = {"rung": "resample", "kind": "counter", "onset": 9, "period": 12, "copies": 6.0, "at": 81, "rewound": 72}
+    head = {"id": "chatcmpl-1", "model": "tiny"}
+    first, *rest = chat_events("one\n", "two", finish=finish)
+    loop = {"index": 0, "delta": {}, "finish_reason": None, "loop": {"breaks": [done], "stopped": False}}
+    return stream(first, rest[0], event(head | {"choices": [loop]}), *rest[1:])
+
+
+def test_explain_tells_of_a_loop_where_it_happens(skerry, daemon):
+    """The answer on stdout is the same; what was done stands on stderr, in words, and only if asked for."""
+    daemon.says("POST", CHAT, broken(), broken())
+    explained = skerry("ask", "hi", "--explain")
+    assert explained.out == "one\ntwo\n"
+    assert "[loop: the same but for numbers 6 times, 12 tokens each; 72 tokens taken back:" in explained.err
+    assert skerry("ask", "hi").err == ""
+
+
+def test_an_answer_that_was_cut_in_a_loop_says_so(skerry, daemon):
+    """Whoever reads it must know that there is no more to come."""
+    daemon.says("POST", CHAT, broken(finish="loop"))
+    assert "repeated itself" in skerry("ask", "hi").err
