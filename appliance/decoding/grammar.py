@@ -359,6 +359,11 @@ class GrammarState:
         """Where the row is not minus infinity, if that is known."""
 
     @property
+    def mixes_text(self) -> bool:
+        """Whether free text and structure may take turns, as where tools may be called."""
+        return self.grammar.constraint.kind == "lark"
+
+    @property
     def complete(self) -> bool:
         """Whether the text so far satisfies the grammar."""
         return self._stopped or bool(self._matcher.is_accepting())

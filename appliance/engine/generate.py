@@ -193,6 +193,9 @@ class _Answer:
                 self.ended = "stop"
         settled = self._end - self._start
         if self._breaker and not ending:
+            if self._grammar and self._grammar.mixes_text:
+                # Where a free text may end, as between two calls, it is not held by the grammar.
+                self._breaker.in_grammar = not self._grammar.complete
             warned = len(self._breaker.breaks)
             self._breaker.push(token)
             settled = self._breaker.settled

@@ -237,7 +237,8 @@ def _at_fault(plan: Plan, error: InvalidRequest, compile_: Callable[[Constraint]
         except InvalidRequest as e:
             param = f"tools[{index}].function.parameters"
             return InvalidRequest(f"{e.message} (the parameters of {tool.name})", hint=e.hint, param=param)
-    return InvalidRequest(error.message, hint="offer fewer tools, or simpler ones", param="tools")
+    message = f"cannot offer these tools together: {error.message}"
+    return InvalidRequest(message, hint="offer fewer tools, or simpler ones", param="tools")
 
 
 def _refuse_without_tools(choice: ToolChoice | None, parallel: bool | None) -> None:

@@ -15,17 +15,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.client import Client, Message
-from appliance.decoding.breaker import Break
+from appliance.decoding.breaker import Break, Words
 from appliance.decoding.call_loops import Invocation
 from appliance.decoding.conformity import conforms
-from appliance.decoding.grammar import Constraint, Vocabulary
-from appliance.engine.completion import Delta, Usage
+from appliance.decoding.grammar import Constraint, Vocabulary, compile_grammar
+from appliance.decoding.sampling import SamplingParams
+from appliance.engine.completion import CompletionRequest, Delta, Usage, complete
 from appliance.errors import InternalError
 from appliance.inferenced.responses import Answer, Shape
 from appliance.inferenced.structure import Plan
 from appliance.models.tool_styles import GEMMA, HERMES, LFM2, MARK, SMOLLM2, Style, Tool
 from tests.fakes.box import Box, running
 from tests.fakes.built_models import smollm2
+from tests.fakes.scripted import RuledSession
 
 TINY, NAME = "tiny-llama-q8", "smollm2-135m-instruct-q8"
 USER = {"role": "user", "content": "What is the weather in Oslo?"}
@@ -164,6 +166,14 @@ def test_a_tool_that_cannot_be_written_is_named(box: Box) -> None:
     reply = box.post("/v1/chat/completions", {"model": TINY, "messages": [USER], "tools": [WEATHER, odd]})
     assert reply.json["error"]["param"] == "tools[1].function.parameters", reply.body
     assert "not" in reply.json["error"]["message"]
+
+
+def test_tools_that_are_too_many_together_are_refused(box: Box) -> None:
+    """Each would do, but the grammar of all of them is too large."""
+    many = [tool(name=f"t{i}", parameters={"properties": {f"p{j}": {} for j in range(40)}}) for i in range(128)]
+    reply = box.post("/v1/chat/completions", {"model": TINY, "messages": [USER], "tools": many})
+    assert (reply.status, reply.json["error"]["param"]) == (400, "tools"), reply.body
+    assert "fewer tools" in reply.json["error"]["hint"]
 
 
 # --- answers, without a model -----------------------------------------------------------------------------------------
@@ -334,6 +344,32 @@ def test_what_is_complete_and_wrong_is_never_an_answer(plan: Plan, text: str) ->
             whole(plan, steps)
         with pytest.raises(InternalError, match="the grammar let something invalid through"):
             streamed(plan, steps)
+
+
+@pytest.mark.parametrize("stop", [(), ("in fact",)], ids=["no stop text", "a stop text may have begun"])
+def test_calls_between_control_tokens_come_through_the_engine(stop: tuple[str, ...]) -> None:
+    """LFM2's markers have no text of their own; they leave a trace in the answer, in the right place."""
+    control = {LFM2.begin: 256, LFM2.end: 257}
+    token_bytes = [bytes([b]) for b in range(256)] + [b""] * 3
+    made = replace(plan(LFM2), stops=bool(stop))
+    constraint = made.constraint(control)
+    assert constraint is not None
+    request = CompletionRequest(
+        prompt=(1,),
+        sampling=SamplingParams(temperature=0),
+        max_tokens=99,
+        stop=stop,
+        grammar=compile_grammar(constraint, Vocabulary(token_bytes, control, [258])),
+        spoken=made.spoken(control),
+    )
+    script = [*b"I look in ", 256, *b'[set_pump(pump="1")]', 257, 258]
+    session = RuledSession(lambda seen: {script[len(seen) - 1]: 50.0}, len(token_bytes), stop=(258,))
+    steps = [d for d in complete(session, Words.of(token_bytes), request) if isinstance(d, Delta)]  # type: ignore[arg-type]
+    choice = without_ids(whole(made, steps))
+    assert choice["message"]["content"] == "I look in"
+    assert choice["message"]["tool_calls"][0]["function"] == {"name": "set_pump", "arguments": '{"pump": "1"}'}
+    assert choice["finish_reason"] == "tool_calls"
+    assert without_ids(streamed(made, steps)) == choice
 
 
 def test_text_completions_have_forms_too() -> None:
