@@ -33,6 +33,7 @@ from appliance.forge import recipe as recipes
 from appliance.models.package import TOKENIZER_FILE, open_verified
 from appliance.models.tokenizer import Tokenizer
 from appliance.trust.keys import KeySet
+from bench import machine
 from bench.forms import our_forms
 from bench.pipe import ROOT
 
@@ -97,6 +98,7 @@ def main() -> int:
     except SkerryError as e:
         print(f"schemas: {e}\nhint: {e.hint or 'see the message'}", file=sys.stderr)
         return 1
+    print(f"machine: {machine.line(machine.describe())}\n")
     counts = {draft: measure(cases(suite, draft), vocabulary) for draft in DIALECTS if (suite / draft).is_dir()}
     print(table(counts))
     return 1 if any(c.invalid_accepted for c in counts.values()) else 0
