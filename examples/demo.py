@@ -30,16 +30,16 @@ import msgspec
 from appliance.cli.terminal import safe
 from appliance.client import Answer, Client, Message, ModelInfo, Options
 from appliance.errors import DaemonTimeout, DaemonUnreachable, SkerryError
-from appliance.models.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 RECIPE = ROOT / "models" / "smollm2-135m-instruct.yaml"
+TASK = EXAMPLES / "triage.yaml"
 STATE = ROOT / ".demo"
 SKERRY = Path(sys.executable).with_name("skerry")
 
-TRIAGE_S, AT_LEAST_TICKETS = 6.0, 4
-"""Time for tickets; then no new one is begun. All of them would make a quick demo long."""
+TRIAGE_S, AT_LEAST_TICKETS = 30.0, 4
+"""Time for tickets; then no new one is begun."""
 ANSWERS_S, AT_LEAST_QUESTIONS = 5.0, 3
 READY_S = 30.0
 WIDTH = 80
@@ -57,6 +57,12 @@ class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     body: str
     category: str
     priority: str
+
+
+class Sorted(msgspec.Struct, frozen=True):
+    """What comes of the task, as far as it is looked at."""
+
+    category: str
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,24 +89,6 @@ ONE_SENTENCE: Options = {**GREEDY, "max_tokens": 32}
 
 CATEGORIES = ("equipment", "building", "computer", "supplies")
 
-# A model this small sorts best by continuing a pattern, so it gets examples rather than instructions. They are no
-# tickets of tickets.jsonl.
-SORTED = (
-    ("The drill in the workshop smokes and the motor smells burnt. It must not be used until it has been repaired.", 0),
-    ("A tile has come off the floor in the wash room and the door of the second toilet does not lock.", 1),
-    ("I forgot my password and the program does not let me in any more.", 2),
-    ("We have only one pack of masks left, please order twenty.", 3),
-)
-
-PREFERENCE = (-0.41, -1.79, 0.01, 2.18)
-"""How much likelier the model finds each category's word than the others whatever the ticket says, in nats: the mean
-over the tickets, without their labels. Taken away, 18 of 20 are right instead of 6.
-
-Source: batch calibration, Zhou et al. 2023.
-"""
-ONLY = 30.0
-"""Added to the logits of the four words, so that the model says one of them and nothing else."""
-
 ANSWERING = "Answer the question from the page, in one short sentence."
 ANSWERED = (
     "Page:\n# Canteen\n\nThe canteen is open from 11:00 to 14:00.\n\n- Closed on Sundays.\n- Guests pay at the till.\n"
@@ -109,19 +97,9 @@ ANSWERED = (
 )
 
 
-def triage_prompt(ticket: Ticket) -> str:
-    """Write the pattern that the model continues with one word."""
-    head = f"Each ticket belongs to one of: {', '.join(CATEGORIES)}.\n\n"
-    shots = "".join(f"Ticket: {text}\nCategory: {CATEGORIES[c]}\n\n" for text, c in SORTED)
-    # Two sentences say what it is about; the rest costs time and distracts.
-    start = ". ".join(ticket.body.split(". ")[:2]).rstrip(".")
-    return f"{head}{shots}Ticket: {ticket.subject}. {start}.\nCategory:"
-
-
-def category_bias(tokenizer: Tokenizer) -> dict[str, float]:
-    """Map each category's token to what is added to its logit."""
-    tokens = [tokenizer.encode(f" {word}", bos=False)[0] for word in CATEGORIES]
-    return {str(token): ONLY - liked for token, liked in zip(tokens, PREFERENCE, strict=True)}
+def ticket_text(ticket: Ticket) -> str:
+    """Write a ticket as the task reads it."""
+    return f"{ticket.subject}. {ticket.body}"
 
 
 def question_messages(question: Question, page: str) -> list[Message]:
@@ -152,8 +130,8 @@ def main() -> int:
         package = prepare()
         with daemon(), Client(STATE / "run" / "inference.sock") as client:
             model = load(client, package.name)
-            timings = [*triage(client, model), *answer(client)]
-            show_figures(client, model, timings)
+            triage(client)
+            show_figures(client, model, answer(client))
             print(f"\nThe demo took {time.monotonic() - started:.0f} s.")
             talk(model)
     except SkerryError as e:
@@ -234,26 +212,29 @@ def load(client: Client, name: str) -> ModelInfo:
     return client.model(name)
 
 
-def triage(client: Client, model: ModelInfo) -> list[Answer]:
-    """Sort tickets into categories, as many as the time allows."""
+def triage(client: Client) -> None:
+    """Sort tickets into categories with a task: its schema holds the answer, its verifiers judge it."""
     tickets = read_lines(EXAMPLES / "tickets.jsonl", Ticket)
-    answers: list[Answer] = []
-    right, until = 0, time.monotonic() + TRIAGE_S
-    tokenizer = Tokenizer((STATE / "models" / model.name / "tokenizer.json").read_bytes())
-    one_word: Options = {**GREEDY, "max_tokens": 1, "logit_bias": category_bias(tokenizer)}
-    with step("Sort tickets: four examples in the prompt, one of four words to say"):
+    right = verified = asked = 0
+    until = time.monotonic() + TRIAGE_S
+    with step("Sort tickets with a task: a prompt, a schema and verifiers in one file"):
+        task = STATE / "tasks" / TASK.name
+        task.parent.mkdir(exist_ok=True)
+        print(f"$ cp {_shown(TASK)} {_shown(task.parent)}/")
+        shutil.copy(TASK, task)
+        print(f"$ skerry --state-dir {_shown(STATE)} task run {TASK.stem} --file TICKET")
         for ticket in tickets:
-            if time.monotonic() > until and len(answers) >= AT_LEAST_TICKETS:
+            if time.monotonic() > until and asked >= AT_LEAST_TICKETS:
                 break
-            said = client.complete(triage_prompt(ticket), **one_word)
-            answers.append(said)
-            word = safe(said.text).strip()[:12]
-            right += word == ticket.category
-            verdict = "right" if word == ticket.category else f"WRONG: {ticket.category}"
-            print(f"  {ticket.id}  {ticket.subject[:40]:40}  {word:12}  {verdict}")
-        print(f"{right} of {len(answers)} right; guessing would get {len(answers) / len(CATEGORIES):.0f}.", end="")
-        print(f" Not asked for lack of time: {len(tickets) - len(answers)}.")
-    return answers
+            result = client.run_task(TASK.stem, ticket_text(ticket))
+            category = msgspec.json.decode(result.output, type=Sorted).category if result.verified else "not verified"
+            asked, verified, right = asked + 1, verified + result.verified, right + (category == ticket.category)
+            verdict = "right" if category == ticket.category else f"WRONG: {ticket.category}"
+            print(f"  {ticket.id}  {ticket.subject[:40]:40}  {category:12}  {verdict}")
+        print(
+            f"{right} of {asked} right, {verified} verified; guessing would get {asked / len(CATEGORIES):.0f}.", end=""
+        )
+        print(f" Not asked for lack of time: {len(tickets) - asked}.")
 
 
 def answer(client: Client) -> list[Answer]:

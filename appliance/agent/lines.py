@@ -83,6 +83,8 @@ def read(schema: Mapping[str, Any], text: str) -> dict[str, Any] | None:
 
 def _value(part: Mapping[str, Any], said: str) -> Any:
     if "enum" in part or part["type"] == "string":
+        if not said:
+            raise ValueError("an empty value")
         return said
     if part["type"] == "boolean":
         return _BOOLEAN[said]

@@ -6,12 +6,12 @@
         breaker.rewind()             # cut the answer to step.length, append step.append if it is not empty
     ...                              # and draw on, with breaker.process among the processors
 
-The rungs, from the mildest: draw the first repeated token again, another one, with chance (`resample`); the same, with
-chance from there on and the loop's own words made less likely for a while (`penalize`); begin the answer anew, with
-chance, if nobody has seen any of it (`restart`); inside a thinking block, end it (`end_thinking`); inside a grammar,
-complete the structure as briefly as it allows (`complete`); cut the answer before the repetition (`stop`). A loop that
-comes back where one was broken meets the next rung; one that begins far from there begins anew, so a long answer may
-have several mended places, up to MOST_BREAKS.
+The rungs, from the mildest: draw the first repeated token again, another one, with chance (`resample`); begin the
+answer anew, with chance, if nobody has seen any of it (`restart`); go back again, draw with chance from there on, and
+make the loop's own words less likely for a while (`penalize`); inside a thinking block, end it (`end_thinking`); inside
+a grammar, complete the structure as briefly as it allows (`complete`); cut the answer before the repetition (`stop`). A
+loop that comes back where one was broken meets the next rung; one that begins far from there begins anew, so a long
+answer may have several mended places, up to MOST_BREAKS.
 
 A rewind can only take back what nobody has seen. So a token is settled, and shown, once it is not a part of a
 repetition under way: ANCHOR tokens later than it was drawn when nothing repeats, at most HELD tokens later when
@@ -161,22 +161,22 @@ class _Recovery:
 # --- what the text is -------------------------------------------------------------------------------------------------
 
 _ASKED = re.compile(
-    r"\b(?P<n>\d{1,5}|hundred|thousand)\s+(?:\w+\s+)?(?:times|copies|lines|rows|repetitions)\b"
-    r"|\b(?:repeat|over and over|again and again|copy (?:the|this|it)|fill (?:the|a))\b"
+    r"\b(?:say|write|repeat|print|output|type|sing|copy|recite|put)\b[^\n]{0,300}?"
+    r"\b(?P<n>\d{1,5}|hundred|thousand)\s+(?:times|copies|repetitions)\b(?!\s+(?:an?|per|each|every)\b)"
+    r"|\b(?:repeat|over and over|again and again|copy (?:this|it)|fill (?:the|a) \w+ with)\b"
     r"|\b(?:chorus|refrain|lyrics|verses?|songs?|zeros?)\b",
     re.IGNORECASE,
 )
-_ASKED_AT_LEAST = 100
+_ASKED_WITHOUT_NUMBER = 100
 
 
 def asked_copies(text: str) -> int:
     """Say how many copies a request asks for: 0 if it does not ask for repetition, a guess if it gives no number."""
     asked = 0
     for found in _ASKED.finditer(text):
-        number = found["n"] or ""
-        words = {"hundred": 100, "thousand": 1000}
-        count = words.get(number.lower()) or (int(number) if number.isdigit() else 0)
-        asked = max(asked, count, _ASKED_AT_LEAST)
+        number = (found["n"] or "").lower()
+        words = {"": _ASKED_WITHOUT_NUMBER, "hundred": 100, "thousand": 1000}
+        asked = max(asked, words[number] if number in words else int(number))
     return asked
 
 
@@ -326,10 +326,10 @@ class Breaker:
             return "end_thinking"
         if self.in_grammar:
             return "complete"
-        if tries <= 2:
-            return "penalize"
         restarts = sum(done.rung == "restart" for done in self.breaks)
-        return "restart" if self.held == math.inf and restarts < MOST_RESTARTS else "stop"
+        if self.held == math.inf and restarts < MOST_RESTARTS:
+            return "restart"
+        return "penalize" if tries <= 2 else "stop"
 
     def _good_end(self, length: int, loop: Loop) -> int:
         """Go back to the end of a line or sentence, as long as the first copy is not lost."""

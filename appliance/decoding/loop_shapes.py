@@ -35,6 +35,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _CODE = re.compile(r"[;{}=<>|\[\]_/\\@#$&^~`]")
 _FILLER = re.compile(r"\b(?:null|none|nil|nan|n/?a|true|false|undefined|ok|yes|no)\b", re.IGNORECASE)
 _DIGITS = re.compile(r"[\d.:/ TZ+-]*\d[\d.:/ TZ+-]*")
+_EMPTY_ROWS = re.compile(r"[|\s:-]*\|[|\s:-]*")
 _SENTENCE_END = re.compile(r"[^\W\d_][\"')\]]?[.!?](?:\s|$)")
 
 
@@ -91,8 +92,8 @@ def _exact(copies: Copies, period: int) -> float:
         return 4
     if copies.distinct and not filler:
         return max(8, SAME_WORD_TOKENS / period)
-    if copies.place == "table" and "+-" not in copies.text:  # that would be a frame drawn in characters
-        return TABLE_TOKENS / period
+    if _EMPTY_ROWS.fullmatch(copies.text) or (copies.place == "table" and "+-" not in copies.text):
+        return TABLE_TOKENS / period  # with a plus it would be a frame drawn in characters
     digits = any(map(str.isdigit, copies.text))
     if copies.place == "prose" and digits and copies.symbols >= (12 if "\n" in copies.text else 8):
         return max(6, TABLE_TOKENS / period)  # numbers in a long and equal row: that is no array of zeros

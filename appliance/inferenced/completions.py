@@ -156,7 +156,8 @@ class Completions:
             if not body.stream:
                 await _while_connected(request, _drain(run))
                 self._completed(run, body)
-                return JSONResponse(shape.whole(run.answers, run.timings))
+                # A form is judged again here, which can take milliseconds.
+                return JSONResponse(await asyncio.to_thread(shape.whole, run.answers, run.timings))
             # The first step comes before the headers, so that what fails early still has a status of its own.
             first = await _while_connected(request, run.next())
         except BaseException:

@@ -117,7 +117,7 @@ def test_directory_of_tasks(task, tmp_path):
     (tmp_path / "c.yaml").write_text("format: 1\n")
     with pytest.raises(ConfigError, match=r"c\.yaml"):
         load_tasks(tmp_path)
-    with pytest.raises(FileProblem, match="tasks_dir"):
+    with pytest.raises(FileProblem, match="cannot read the tasks"):
         load_tasks(tmp_path / "none")
 
 

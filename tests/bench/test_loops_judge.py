@@ -50,11 +50,7 @@ LOOPS = {
         ),
         "drift",
     ),
-    "mostly a loop, then an end": (
-        "The same thing again and again. " * 20
-        + "That is all that I know. I hope that it helps, and that you will ask me again when there is anything else that you would like to know about it.",
-        "exact",
-    ),
+    "mostly a loop, then an end": ("The same thing again and again. " * 24 + REPORTS[0], "exact"),
     "four long copies": ((PROSE * 2).replace("morning", "evening") * 4, "exact"),
 }
 

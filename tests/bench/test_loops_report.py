@@ -57,6 +57,13 @@ def test_what_is_missed_is_said_to_be_missed() -> None:
     assert [line.rsplit("; ", 1)[1].split(" ")[0] for line in lines] == ["MISSED", "MISSED", "MISSED", "met", "MISSED"]
 
 
+def test_the_upper_bound_must_be_low_too() -> None:
+    """Two of 200 are 1 %, but may be 3.6 %."""
+    line = verdicts(report(answers(*[LOOP] * 60, *[GOOD] * 140), answers(*[GOOD] * 198, LOOP, LOOP)))[0]
+
+    assert "2 of 200 (1.0 %), upper bound 3.6 %; MISSED" in line
+
+
 def test_few_loops_without_the_breaker_are_not_judged() -> None:
     """Where there is little to break nothing is claimed."""
     (line, *_) = verdicts(report(answers(LOOP, *[GOOD] * 9), answers(*[GOOD] * 10)))

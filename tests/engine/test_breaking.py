@@ -102,6 +102,18 @@ def test_a_loop_that_comes_back_meets_the_next_rung_and_at_last_the_end() -> Non
     assert len(tokens_of(deltas)) == breaks[-1].length
 
 
+def test_an_answer_that_nobody_has_seen_begins_anew() -> None:
+    """Not streamed, a loop that comes back costs the whole answer twice, before penalties and the end."""
+    deltas, breaks = run(looping(3, exits=False), streamed=False)
+    assert [done.rung for done in breaks][:3] == ["resample", "restart", "restart"]
+    assert [done.length for done in breaks if done.rung == "restart"] == [0, 0]
+    assert [done.rung for done in breaks][-1] == "stop"
+    assert deltas[-1].usage
+    assert deltas[-1].usage.rewound_tokens == sum(done.rewound for done in breaks)
+    _, streamed = run(looping(3, exits=False))
+    assert "restart" not in [done.rung for done in streamed]
+
+
 def test_stop_mode_ends_at_the_first_loop() -> None:
     """`stop`: nothing is drawn anew, the answer is what came before the repetition."""
     deltas, breaks = run(looping(3), "stop")
@@ -123,9 +135,27 @@ def test_who_asks_for_repetition_gets_it() -> None:
     """A request for fifty copies is not cut at four; but neither does it go on for ever."""
     _, breaks = run(looping(3), asked_copies=50)
     assert breaks[0].copies >= 50
-    assert asked_copies("Say hello 50 times, please.") == 100
-    assert asked_copies("Write the line 300 times") == 300
-    assert asked_copies("What does error E42 mean?") == 0
+
+
+@pytest.mark.parametrize(
+    ("request_text", "copies"),
+    [
+        ("Say hello 50 times, please.", 50),
+        ("Write the line 'I am late' 300 times", 300),
+        ("Repeat it until I say stop.", 100),
+        ("Write out the lyrics of the song with every chorus.", 100),
+        ("Print a hundred copies. No: print the page a hundred times.", 100),
+        ("What does error E42 mean?", 0),
+        ("Make a table of pumps with 20 rows.", 0),
+        ('Write the line "The valve is closed." 75 times, one a line.', 75),
+        ("Write what she takes: 10 mg of Ramipril, 2 times a day.", 0),
+        ("She takes 10 mg 2 times a day. List what she takes.", 0),
+        ("List 40 items, one a line.", 0),
+    ],
+)
+def test_requests_for_repetition_are_told_from_others(request_text: str, copies: int) -> None:
+    """A number of times, or a word that means repetition; rows, doses and long lists are none."""
+    assert asked_copies(request_text) == copies
 
 
 def test_thinking_is_ended_when_it_loops_again() -> None:

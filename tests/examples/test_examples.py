@@ -59,41 +59,6 @@ def test_files_are_plain_ascii_and_end_with_a_newline(path: Path) -> None:
     assert b"\n\n\n" not in data
 
 
-def test_triage_prompt_is_a_pattern_with_one_word_missing() -> None:
-    """Every label is shown once, no ticket stands among the examples, and no blank follows the last colon."""
-    prompt = demo.triage_prompt(TICKETS[0])
-    start = "gets louder when the valve behind it is opened. The bearing housing on the motor side"
-    assert f"Ticket: {TICKETS[0].subject}. Since" in prompt
-    assert start in prompt
-    assert prompt.endswith(".\nCategory:")
-    assert "3.1 bar" not in prompt, "the third sentence is left out"
-    assert Counter(re.findall(r"^Category: (\w+)$", prompt, re.MULTILINE)) == dict.fromkeys(demo.CATEGORIES, 1)
-    assert not any(text in t.body for text, _ in demo.SORTED for t in TICKETS)
-
-
-class Numbered:
-    """Numbers the words in the order in which they are asked for."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def encode(self, text: str, *, bos: bool) -> list[int]:
-        assert not bos
-        self.seen.append(text)
-        return [100 + len(self.seen), 7]
-
-
-def test_bias_favours_the_categories_and_evens_them_out() -> None:
-    """Each word, with the blank before it, gets its own share; what the model likes least is helped most."""
-    words = Numbered()
-    bias = demo.category_bias(words)
-    assert words.seen == [f" {c}" for c in demo.CATEGORIES]
-    assert list(bias) == ["101", "102", "103", "104"]
-    assert bias["102"] == max(bias.values())
-    assert bias["104"] == min(bias.values()) == demo.ONLY - 2.18
-    assert all(20 < b <= 100 for b in bias.values())
-
-
 def test_question_comes_after_its_page() -> None:
     """The conversation shows one answered question, on another page, and ends with the page and the question."""
     messages = demo.question_messages(QUESTIONS[0], "the page\n")
