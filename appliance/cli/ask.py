@@ -50,9 +50,7 @@ def ask(
         float, typer.Option(min=0.1, max=86400, metavar="S", help="Longest silence of the daemon.")
     ] = 600.0,
     stats: Annotated[bool, typer.Option("--stats", help="Print speed and counts on standard error.")] = False,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Say on standard error when a loop is found, and what is done.")
-    ] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say when a loop is found, and what is done.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a model one question; Ctrl-C stops the answer.

@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from appliance import __version__
 from appliance.cli import (
@@ -32,8 +33,22 @@ from appliance.cli import (
 from appliance.cli.box import Box
 from appliance.cli.outcome import outcome
 
+
+class _Group(typer.core.TyperGroup):
+    """The command's front page, which has to fit a screen."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Leave the second of the two options for completion out of the help: who installs it needs no other."""
+        found = super().get_params(ctx)
+        for one in found:
+            if isinstance(one, typer.core.TyperOption) and one.name == "show_completion":
+                one.hidden = True
+        return found
+
+
 app = typer.Typer(
     name="skerry",
+    cls=_Group,
     no_args_is_help=True,
     # Plain help: it costs few bytes and a quarter of the time, and reads well on any terminal and aloud.
     rich_markup_mode=None,

@@ -23,6 +23,8 @@ SAME_WORD_TOKENS = 192
 """Tokens that one word, or digits in one line, must go on for."""
 TABLE_TOKENS = 256
 LINE_TOKENS = 400
+WORDS_A_CLOCK = 20
+"""Where a time of day comes more often than that, it is a log."""
 FILE_TOKENS = 2_400
 """For what a file may well be full of: zeros, constant records, drawings."""
 
@@ -129,7 +131,9 @@ def _is_list(copies: Copies) -> bool:
 
 def _is_prose(copies: Copies, share: float) -> bool:
     """Whether it reads as sentences, or as one that has no end: not code, a log or a table of data."""
-    if copies.place == "code" or copies.distinct < 3 or copies.share < share or _CLOCK.search(copies.text):
+    if copies.place == "code" or copies.distinct < 3 or copies.share < share:
+        return False
+    if copies.words < WORDS_A_CLOCK * len(_CLOCK.findall(copies.text)):
         return False
     if "\n" in copies.before + copies.text and not _SENTENCE_END.search(copies.text):
         return False

@@ -32,8 +32,9 @@ ANCHOR = 6
 """Symbols that recur together before their distance is followed."""
 FOLLOWED = 4
 """Distances that are followed at a time, in each reading."""
-MISS = 12.0
-"""What a symbol that differs takes off a score; one that is equal adds 1, up to HIGHEST."""
+MISS, MISS_SHORT = 12.0, 0.6
+"""What a symbol that differs takes off a score: the first, or of short distances the second for each symbol of the
+distance, if that is less; one that is equal adds 1, up to HIGHEST."""
 HIGHEST = 48.0
 
 MIN_SPAN = 96
@@ -97,12 +98,13 @@ class TokenKinds:
 class _Trail:
     """A distance at which a text repeats itself at the moment."""
 
-    __slots__ = ("clean", "distance", "judge_at", "kind", "matches", "misses", "needed", "score", "start")
+    __slots__ = ("clean", "distance", "judge_at", "kind", "matches", "miss", "misses", "needed", "score", "start")
 
     def __init__(self, distance: int, start: int) -> None:
         self.distance = distance
         self.start = start  # index of the first symbol that equals the one a distance before
         self.clean = start  # index of the first symbol after the last one that differs
+        self.miss = min(MISS, max(2.0, MISS_SHORT * distance))
         self.matches = ANCHOR
         self.misses = 0
         self.score = float(ANCHOR)
@@ -140,7 +142,7 @@ class _Reading:
             else:
                 trail.misses += 1
                 trail.clean = end + 1
-                trail.score -= MISS
+                trail.score -= trail.miss
                 ended = ended or trail.score <= 0
         if ended:
             self.trails = trails = [trail for trail in trails if trail.score > 0]

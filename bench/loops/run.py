@@ -26,7 +26,7 @@ from bench.pipe import Side
 
 WORKERS = 2
 MAX_TOKENS = 512
-_POLICY = ("loops.py", "breaker.py", "sampling.py")
+_POLICY = ("loops.py", "loop_shapes.py", "breaker.py", "sampling.py")
 
 Row = dict[str, Any]
 
@@ -78,7 +78,7 @@ class Rows:
     def get(self, prompt: Prompt) -> Row | None:
         """Give the row of a prompt; None if there is none, or it is the answer to other words."""
         row = self.rows.get(prompt.id)
-        return row if row is not None and row["asked"] == prompt.seal else None
+        return row if row is not None and row.get("asked") == prompt.seal else None
 
     def add(self, row: Row) -> None:
         """Append a row to the file."""

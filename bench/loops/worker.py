@@ -70,6 +70,7 @@ class Worker:
             stop=tuple(stop),
             breaker=breaker,
             asked_copies=asked_copies(text),
+            streamed=False,  # as a program asks: nobody reads along
         )
         said, tokens, breaks = "", list[int](), list[dict[str, Any]]()
         last: Delta | None = None

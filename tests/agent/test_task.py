@@ -179,6 +179,8 @@ def test_lines_become_json_that_the_schema_judges(task):
     for wrong in ("About: drill\nCategory: roof", "About: \nCategory: building", "Category: building", "", "{}"):
         assert conforms(pattern, wrong) is not None
         assert not schema.check(result(sort, wrong)).passed
+    assert not schema.check(result(sort, "Category: a\nAbout: building")).passed
+    assert not schema.check(result(sort, "What: drill\nCategory: building")).passed
     assert not schema.check(result(sort, "About: " + "x" * 21 + "\nCategory: building")).passed
 
 

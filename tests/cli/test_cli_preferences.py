@@ -17,7 +17,7 @@ def kept(tmp_path):
     def keep(*, text=True):
         (tmp_path / "box").mkdir()
         store = PreferenceStore(tmp_path / "box" / "preferences", 1 << 20)
-        store.record_break(CHAT, "one, two", "one one \u202eone", 7, [(7, -0.1)], {"model": "m"})
+        store.record_break(CHAT, "one, two", "one one \u202e\x9bone", 7, [(7, -0.1)], {"model": "m"})
         if text:
             store.record_group("The sky is", " blue", [" green", " red"], "one_of")
         store.close()
@@ -76,7 +76,7 @@ def test_export_is_what_trl_reads(skerry, kept, tmp_path):
         {
             "prompt": CHAT,
             "chosen": [{"role": "assistant", "content": "one, two"}],
-            "rejected": [{"role": "assistant", "content": "one one \u202eone"}],
+            "rejected": [{"role": "assistant", "content": "one one \u202e\x9bone"}],
         }
     ]
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -90,7 +90,7 @@ def test_export_to_standard_output(skerry, kept):
     chat = skerry("--state-dir", box, "preferences", "export", "-", "--kind", "break", "--details")
     assert "\u202e" not in chat.out
     value = json.loads(chat.out)
-    assert value["rejected"][0]["content"] == "one one \u202eone"
+    assert value["rejected"][0]["content"] == "one one \u202e\x9bone"
     assert (value["onset_token"], value["meta"]) == (7, {"model": "m"})
 
 
