@@ -167,7 +167,12 @@ _DONE = {
     "complete": "the form completed as briefly as it allows",
     "stop": "the answer ends here",
 }
-_KINDS = {"exact": "the same", "counter": "the same but for numbers", "drift": "nearly the same"}
+_KINDS = {
+    "exact": "the same",
+    "counter": "the same but for numbers",
+    "drift": "nearly the same",
+    "list": "a list with nothing new",
+}
 
 
 def explanation(done: "LoopBreak") -> str:

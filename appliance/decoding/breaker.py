@@ -32,6 +32,7 @@ from typing import Literal, Self
 
 import numpy as np
 
+from appliance.decoding.list_loops import CERTAIN, ListItems
 from appliance.decoding.loop_shapes import Kind, Place
 from appliance.decoding.loops import ANCHOR, Loop, LoopFinder, TokenKinds
 from appliance.decoding.sampling import Logits, Tokens, logprobs
@@ -268,7 +269,7 @@ class Breaker:
 
     def __post_init__(self) -> None:
         self._finder = LoopFinder(self.words.kinds)
-        self._markdown = Markdown()
+        self._markdown, self._items = Markdown(), ListItems()
         self._thinking_at_start = self.thinking
         self._recovery: _Recovery | None = None
         self._bans: dict[int, set[int]] = {}
@@ -284,23 +285,29 @@ class Breaker:
         if self.mode == "off":
             self.settled += 1
             return
-        self._read(token)
+        finished = self._read(self.length, token)
         loop = self._finder.push(token, "grammar" if self.in_grammar else self._markdown.place)
         end = self.length
         if self.mode == "warn":
             self.settled = end
         elif self.held < math.inf:
-            self.settled = max(self.settled, min(end - ANCHOR, self._finder.held_from), end - int(self.held))
+            repeated = min(self._finder.held_from, *filter(None, (self._items.held_from, end)))
+            self.settled = max(self.settled, min(end - ANCHOR, repeated), end - int(self.held))
+        if finished and self._items.repeats >= CERTAIN and (loop is None or not loop.certain):
+            onset = self._items.onset(0 if self.mode == "warn" else self.settled)
+            loop = Loop("list", onset, (end - onset) // self._items.repeats, self._items.repeats, 1.0, certain=True)
         if loop is None or not loop.certain:
             return
         if self.asked and loop.copies <= 1.25 * self.asked:
             return
         self._decide(loop)
 
-    def _read(self, token: int) -> None:
-        self._markdown.push(self.words.token_bytes[token])
+    def _read(self, index: int, token: int) -> bool:
+        data = self.words.token_bytes[token]
+        self._markdown.push(data)
         if self.words.think and token in self.words.think:
             self.thinking = token == self.words.think[0]
+        return self._items.push(index, data)
 
     def _decide(self, loop: Loop) -> None:
         if self.mode == "warn":
@@ -364,9 +371,9 @@ class Breaker:
                 recovery.strength = PENALTY * (1 + sum(done.rung == "penalize" for done in self.breaks))
         done = self._note(step.rung, step.loop, step.length)
         self._finder.truncate(step.length)
-        self._markdown, self.thinking = Markdown(), self._thinking_at_start
-        for token in self._finder.tokens:
-            self._read(token)
+        self._markdown, self._items, self.thinking = Markdown(), ListItems(), self._thinking_at_start
+        for index, token in enumerate(self._finder.tokens):
+            self._read(index, token)
         self._bans = {at: bans for at, bans in self._bans.items() if at <= step.length}
         return done
 

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["exact", "counter", "drift"]
+Kind = Literal["exact", "counter", "drift", "list"]
 Place = Literal["prose", "code", "table", "grammar"]
 
 NEVER = math.inf
@@ -80,7 +80,8 @@ def copies_needed(copies: Copies, period: int) -> float:
         copies: what they look like.
         period: tokens of one.
     """
-    needed = {"exact": _exact, "counter": _counter, "drift": _drift}[copies.kind](copies, period)
+    judge = {"exact": _exact, "counter": _counter, "drift": _drift}[copies.kind]
+    needed = judge(copies, period)
     # In a grammar the structure is given: only what is said between it can be a loop, and it is said again and again.
     return needed * 2 if copies.place == "grammar" else needed
 

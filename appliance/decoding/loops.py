@@ -51,7 +51,8 @@ class Loop:
     """A text that repeats itself up to its last token.
 
     Attributes:
-        kind: `exact`: token for token; `counter`: only numbers differ; `drift`: some tokens differ.
+        kind: `exact`: token for token; `counter`: only numbers differ; `drift`: some tokens differ; `list`: items that
+            were all said before, see `list_loops`.
         onset: index of the first token of the second copy, which is what a rewind goes back to.
         period: length of the last copy, in tokens.
         copies: how many there are, the first one included; the last may be cut.

@@ -26,7 +26,7 @@ from bench.pipe import Side
 
 WORKERS = 2
 MAX_TOKENS = 512
-_POLICY = ("loops.py", "loop_shapes.py", "breaker.py", "sampling.py")
+_POLICY = ("loops.py", "loop_shapes.py", "list_loops.py", "breaker.py", "sampling.py")
 
 Row = dict[str, Any]
 

@@ -1,0 +1,90 @@
+"""Lists that have run out of things to say: item after item was there before, in whatever order.
+
+    items = ListItems()
+    items.push(index, token_bytes)          # after each token of the answer
+    if items.repeats >= CERTAIN: ...        # the list says nothing new any more, since items.onset(...)
+
+"Rome, Venice, Rome, Barcelona, Venice, ..." has no period, so the search through the tail does not see it. Here each
+line that begins with a number or a bullet is an item, and how many items in a row were said before is counted. Items
+are compared by their words and numbers alone.
+
+What this does NOT do: judge lines that are no list, or items that say the same in other words.
+"""
+
+import re
+
+CERTAIN = 8
+"""Items in a row that were all said before."""
+
+_MARKER = re.compile(rb"\s*(?:\d+[.)]|[*\x95-]|\xe2\x80\xa2)\s+")
+_NO_SIGNS = re.compile(r"[\W_]+")
+_KEY = re.compile(rb"\s*[*-]\s+[\w.-]+:(?:\s|$)")
+"""A bullet and a key: YAML, whose lists repeat."""
+_COLUMNS = re.compile(rb"[._]{4}|\t|\|")
+"""A table of contents, or another sort of columns."""
+
+
+class ListItems:
+    """The items of the list that an answer is in."""
+
+    __slots__ = ("_line", "_seen", "_starts", "_tokens")
+
+    def __init__(self) -> None:
+        self._line = b""
+        self._tokens: list[tuple[int, int]] = []  # index and length of each token of the line
+        self._seen: set[str] = set()
+        self._starts: list[int] = []  # of the items in a row that were said before
+
+    @property
+    def repeats(self) -> int:
+        """How many items in a row, up to the last whole one, were said before."""
+        return len(self._starts)
+
+    @property
+    def held_from(self) -> int | None:
+        """Where the first of them begins to say something; None if there is none."""
+        return self._starts[0] if self._starts else None
+
+    def onset(self, settled: int) -> int:
+        """Where the first of them begins that can still be taken back."""
+        return next((start for start in self._starts if start >= settled), settled)
+
+    def push(self, index: int, data: bytes) -> bool:
+        """Add a token's bytes; tells whether an item was completed."""
+        self._line += data
+        self._tokens.append((index, len(data)))
+        if b"\n" not in data:
+            return False
+        *lines, rest = self._line.split(b"\n")
+        found = False
+        for line in lines:
+            found = self._take(line) or found
+            self._tokens = [(index, len(data))]
+        self._line = rest
+        self._tokens = [(index, len(rest))] if rest else []
+        return found
+
+    def _take(self, line: bytes) -> bool:
+        marker = _MARKER.match(line)
+        if marker is None or _KEY.match(line) or _COLUMNS.search(line):
+            if line.strip():  # another paragraph: another list
+                self._seen, self._starts = set(), []
+            return False
+        item = " ".join(_NO_SIGNS.sub(" ", line[marker.end() :].decode(errors="replace").lower()).split())
+        if sum(map(str.isalpha, item)) < 3:
+            self._starts = []
+            return False
+        if item in self._seen:
+            self._starts.append(self._index_of(len(marker[0].rstrip())))
+        else:
+            self._starts = []
+            self._seen.add(item)
+        return True
+
+    def _index_of(self, offset: int) -> int:
+        """Find the token of the line that holds the byte after `offset`."""
+        for index, length in self._tokens:
+            offset -= length
+            if offset < 0:
+                return index
+        return self._tokens[-1][0]

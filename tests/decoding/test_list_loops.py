@@ -1,0 +1,53 @@
+"""A list that says nothing new is seen, whatever the order of its items; lists that have reason to repeat are not."""
+
+import pytest
+
+from appliance.decoding.list_loops import CERTAIN, ListItems
+
+
+def feed(text: str, size: int = 3) -> tuple[ListItems, list[bytes]]:
+    """Push a text in tokens of some bytes."""
+    data, items = text.encode(), ListItems()
+    tokens = [data[i : i + size] for i in range(0, len(data), size)]
+    for index, token in enumerate(tokens):
+        items.push(index, token)
+    return items, tokens
+
+
+CITIES = ("Rome", "Venice", "Barcelona", "Rome", "Venice", "Rome", "Barcelona", "Venice", "Venice", "Rome", "Barcelona")
+
+
+@pytest.mark.parametrize("marker", ["{}. ", "{}) ", "- ", "* ", "\u2022 "])
+@pytest.mark.parametrize("size", [1, 3, 50])
+def test_items_that_were_said_before_are_counted(marker: str, size: int) -> None:
+    """Three new ones, then eight that are not, however the text is cut into tokens."""
+    text = "".join(f"{marker.format(n)}{city}\n" for n, city in enumerate(CITIES, 1))
+    items, _ = feed(text, size)
+    assert items.repeats == CERTAIN == len(CITIES) - 3
+
+
+def test_the_onset_is_where_the_first_of_them_says_something() -> None:
+    """The marker stays, so that another item can follow it; what is settled is passed over."""
+    text = "".join(f"{n}. {city}\n" for n, city in enumerate(CITIES, 1))
+    items, tokens = feed(text, 1)
+    assert b"".join(tokens[: items.onset(0)]).endswith(b"\n4.")
+    later = items.onset(items.onset(0) + 1)
+    assert b"".join(tokens[:later]).endswith(b"\n5.")
+    assert items.onset(10_000) == 10_000
+
+
+SPARED = {
+    "a new item": "".join(f"{n}. {city}\n" for n, city in enumerate((*CITIES, "Oslo"), 1)),
+    "numbers alone": "".join(f"{n}. {n % 3}\n" for n in range(30)),
+    "yaml": "- port: 22\n" * 20,
+    "contents": "".join(f"{n}. Notes ........ {7 * n}\n" for n in range(1, 20)),
+    "prose": "It is so.\n" * 20,
+    "a second list": "".join(f"- {c}\n" for c in CITIES[:3]) + "And again:\n" + "".join(f"- {c}\n" for c in CITIES[:3]),
+    "a table": "| 1. a | b |\n" * 20,
+}
+
+
+@pytest.mark.parametrize("name", SPARED)
+def test_what_is_no_list_or_has_something_new_is_spared(name: str) -> None:
+    """Only items in a row count, and only lists of words."""
+    assert feed(SPARED[name])[0].repeats == 0
