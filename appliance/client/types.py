@@ -50,6 +50,11 @@ class Options(TypedDict, total=False):
     repetition_penalty: float
     frequency_penalty: float
     presence_penalty: float
+    no_repeat_ngram: int
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    lz_penalty: float
     logit_bias: Mapping[str, float]
     seed: int
     stop: str | list[str]

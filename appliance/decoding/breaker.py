@@ -35,6 +35,7 @@ import numpy as np
 from appliance.decoding.list_loops import CERTAIN, ListItems
 from appliance.decoding.loop_shapes import Kind, Place
 from appliance.decoding.loops import ANCHOR, Loop, LoopFinder, TokenKinds
+from appliance.decoding.penalties import sequence_breakers, window_penalty
 from appliance.decoding.sampling import Logits, Tokens, logprobs
 from appliance.decoding.text import TokenBytes
 
@@ -54,8 +55,6 @@ RESAMPLED = 24
 MOST_RESTARTS = 2
 PENALTY, PENALIZED, HALF_LIFE = 4.0, 256, 64
 """Logits taken off at first, tokens for which the penalty lasts, and in which it halves."""
-MATCHED = 8
-"""Tokens that are looked back at most to see how far the text already follows the loop."""
 KEPT_PERIODS = 3
 """Of what was taken back, this much is kept for the record."""
 ALTERNATIVES = 8
@@ -70,12 +69,14 @@ class Words:
         token_bytes: of each token.
         think: the control tokens that begin and end a thinking block, if the model has them.
         end_thinking: tokens that end one in good form.
+        breakers: tokens that DRY lets no repetition reach across.
     """
 
     kinds: TokenKinds
     token_bytes: TokenBytes
     think: tuple[int, int] | None = None
     end_thinking: tuple[int, ...] = ()
+    breakers: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, token_bytes: TokenBytes, names: dict[str, int] | None = None, line_end: Sequence[int] = ()) -> Self:
@@ -87,11 +88,15 @@ class Words:
             line_end: tokens of a line's end.
         """
         names = names or {}
-        for begin, end in (("<think>", "</think>"), ("<|think_start|>", "<|think_end|>")):
-            if begin in names and end in names:
-                pair = (names[begin], names[end])
-                return cls(TokenKinds.of(token_bytes), token_bytes, pair, (*line_end, pair[1], *line_end))
-        return cls(TokenKinds.of(token_bytes), token_bytes)
+        marks = (("<think>", "</think>"), ("<|think_start|>", "<|think_end|>"))
+        think = next(((names[b], names[e]) for b, e in marks if b in names and e in names), None)
+        return cls(
+            TokenKinds.of(token_bytes),
+            token_bytes,
+            think,
+            (*line_end, think[1], *line_end) if think else (),
+            sequence_breakers(token_bytes),
+        )
 
     def thinks_at_end_of(self, tokens: Sequence[int]) -> bool:
         """Whether a prompt ends inside a thinking block."""
@@ -212,30 +217,6 @@ class Markdown:
         if self._fenced:
             return "code"
         return "table" if self._table or self._line.lstrip().startswith(b"|") else "prose"
-
-
-def window_penalty(logits: Logits, window: Sequence[int], tail: Sequence[int], strength: float) -> Logits:
-    """Make tokens less likely that would go on as a loop's own window does, the more the longer they already have.
-
-    Args:
-        logits: float32, shape (vocabulary,); never changed.
-        window: the loop's tokens.
-        tail: the end of the answer.
-        strength: taken off the logit of what continues a match of one token; each further token adds half as much.
-    Source: the form of llama.cpp's DRY sampler (p-e-w, 2024), over the loop alone.
-    """
-    longest: dict[int, int] = {}
-    for end in range(1, len(window)):
-        matched = 0
-        while matched < min(end, len(tail), MATCHED) and window[end - 1 - matched] == tail[-1 - matched]:
-            matched += 1
-        if matched:
-            longest[window[end]] = max(matched, longest.get(window[end], 0))
-    if longest:
-        logits = logits.copy()
-        for token, matched in longest.items():
-            logits[token] -= np.float32(strength * (1 + (matched - 1) / 2))
-    return logits
 
 
 # --- the breaker ------------------------------------------------------------------------------------------------------
@@ -419,8 +400,8 @@ class Breaker:
             return logits
         age = self.length - recovery.start
         if recovery.strength and age < PENALIZED:
-            strength = recovery.strength * 0.5 ** (age / HALF_LIFE)
-            logits = window_penalty(logits, recovery.penalized, self._finder.tokens[-MATCHED:], strength)
+            loop, answer = recovery.penalized, self._finder.tokens
+            logits = window_penalty(logits, loop, recovery.strength, age, HALF_LIFE, answer)
         if age == 0:
             banned = [token for token in recovery.banned if np.isfinite(logits[token])]
             # A grammar may allow nothing else.

@@ -75,6 +75,7 @@ def _parse(text: str) -> tuple[Any, str | None]:
             text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_finite_integer
         )
         text.encode()  # characters outside escapes
+        json.dumps(value, ensure_ascii=False).encode()  # and those that escapes make
     except _NotStrict as e:
         return None, str(e)
     except json.JSONDecodeError as e:
@@ -91,17 +92,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise _NotStrict("an object has two members of the same name")
-    for key, value in pairs:
-        _require_whole(key)
-        for part in value if isinstance(value, list) else (value,):
-            if isinstance(part, str):
-                _require_whole(part)
     return found
-
-
-def _require_whole(text: str) -> None:
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise _NotStrict("a string holds half a character")
 
 
 def _no_constant(_: str) -> NoReturn:

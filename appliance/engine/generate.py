@@ -256,10 +256,11 @@ class _Draw:
         if breaker:
             extra.append(breaker.process)  # last: it bans nothing that a grammar leaves no choice about
         self._breaker = breaker
-        self._usual = processors(sampling, prompt_length, extra)
+        stops = breaker.words.breakers if breaker else frozenset[int]()
+        self._usual = processors(sampling, prompt_length, extra, stops)
         self._rng = sampling.generator(index)
         leaving = sampling.leaving(TEMPERATURE, MIN_P)
-        self._leaving = processors(leaving, prompt_length, extra)
+        self._leaving = processors(leaving, prompt_length, extra, stops)
         # A stream of its own: the request's own draws are those that it would have been without a break.
         self._leaving_rng = leaving.generator(index, purpose=1)
 

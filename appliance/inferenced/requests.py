@@ -8,7 +8,7 @@ Source: OpenAI's API reference, chat completions and completions.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import msgspec
@@ -60,6 +60,11 @@ class _Common(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     repetition_penalty: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
+    no_repeat_ngram: int | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    lz_penalty: float | None = None
     logit_bias: Annotated[dict[str, float], Meta(max_length=1024)] | None = None
     seed: int | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_ANSWERS)] | None = None
@@ -273,5 +278,8 @@ def _sampling(request: _Common, loaded: Loaded) -> SamplingParams:
         logit_bias=bias,
         seed=request.seed,
     )
+    names = ("no_repeat_ngram", "dry_multiplier", "dry_base", "dry_allowed_length", "lz_penalty")
+    penalties = {name: value for name in names if (value := getattr(request, name)) is not None}
+    sampling = replace(sampling, **penalties)
     sampling.validate(loaded.session.card.vocabulary_size)
     return sampling

@@ -81,7 +81,10 @@ class TaskRoutes:
         self._completions.metrics.completed(loaded.name, [one.usage for one in finished], queue_s)
         winner = best.best()
         if self._completions.preferences is not None:
-            keep_group(self._completions.preferences, tasks.render(task, body.input), best.all(), winner, loaded.name)
+            # Pairs for training hold what the model wrote, not what became of it.
+            written = [replace(one, text=finished[one.index].text) for one in best.all()]
+            prompt = tasks.render(task, body.input)
+            keep_group(self._completions.preferences, prompt, written, written[winner.index], loaded.name)
         return JSONResponse(_answer(task, loaded, winner, finished, queue_s))
 
     def _load(self, name: str) -> Task:

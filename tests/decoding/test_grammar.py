@@ -737,6 +737,8 @@ def test_doubling_references_cost_little() -> None:
         (OBJECT, '{"name": "x", "n": 1, "tags": [1e999]}', "beyond what a double can hold"),
         ({}, "9" * 5_000, "beyond what a double can hold"),
         (OBJECT, '{"name": "\\ud800", "n": 1}', "half a character"),
+        ({"type": "string"}, '"\\ud800"', "half a character"),
+        ({"type": "array"}, '[["\\ud800"]]', "half a character"),
         ({}, "[" * 100_000, "nested too deeply"),
         ({"type": "string", "pattern": "^a+$"}, '"secret"', "# breaks pattern"),
         ({"type": "string", "pattern": "^(a+)+$"}, '"' + "a" * 40 + '"', None),

@@ -91,8 +91,9 @@ def test_usage_tells_what_was_taken_back() -> None:
     assert usage.rewound_tokens == breaks[0].rewound
 
 
-def test_a_loop_that_comes_back_meets_the_next_rung_and_at_last_the_end() -> None:
+def test_a_loop_that_comes_back_meets_the_next_rung_and_at_last_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """First chance, then penalties, then the answer is cut before the repetition, with a reason of its own."""
+    monkeypatch.setattr("appliance.decoding.breaker.PENALTY", 0.0)  # a model that nothing impresses
     deltas, breaks = run(looping(3, exits=False))
     rungs = [done.rung for done in breaks]
     assert rungs[:2] == ["resample", "penalize"]
@@ -102,8 +103,15 @@ def test_a_loop_that_comes_back_meets_the_next_rung_and_at_last_the_end() -> Non
     assert len(tokens_of(deltas)) == breaks[-1].length
 
 
-def test_an_answer_that_nobody_has_seen_begins_anew() -> None:
+def test_penalties_keep_the_loop_from_coming_back() -> None:
+    """What would go on as the loop did costs more the longer it does, so that even this model does not come back."""
+    _, breaks = run(looping(3, exits=False), max_tokens=300)
+    assert [done.rung for done in breaks] == ["resample", "penalize"]
+
+
+def test_an_answer_that_nobody_has_seen_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not streamed, a loop that comes back costs the whole answer twice, before penalties and the end."""
+    monkeypatch.setattr("appliance.decoding.breaker.PENALTY", 0.0)
     deltas, breaks = run(looping(3, exits=False), streamed=False)
     assert [done.rung for done in breaks][:3] == ["resample", "restart", "restart"]
     assert [done.length for done in breaks if done.rung == "restart"] == [0, 0]
