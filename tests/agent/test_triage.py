@@ -49,7 +49,9 @@ def test_examples_of_the_task_are_no_tickets():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("name", "at_least"), [("tickets.jsonl", 16), ("tickets-dev.jsonl", 90), ("tickets-held-out.jsonl", 63)])
+@pytest.mark.parametrize(
+    ("name", "at_least"), [("tickets.jsonl", 16), ("tickets-dev.jsonl", 90), ("tickets-held-out.jsonl", 63)]
+)
 def test_triage_is_right_as_often_as_the_readme_says(name, at_least, tmp_path, capsys):
     """Through the daemon: every answer passes its verifiers, and so many are right; one less is left to kernels."""
     box_dir = smollm2().copy_to(tmp_path / "box").state_dir
