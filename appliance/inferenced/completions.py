@@ -185,7 +185,7 @@ class Completions:
     def _completed(self, run: Run, body: ChatRequest | TextRequest) -> None:
         """Count a complete request, and keep what its broken loops teach, if the site wants that."""
         self.metrics.completed(run.loaded.name, [a.usage for a in run.answers if a.usage], run.queue_s)
-        if self.preferences is None or not any(a.breaks for a in run.answers):
+        if self.preferences is None or body.store is False or not any(a.breaks for a in run.answers):
             return
         prompt = prompt_of(body)
         if prompt is not None:
