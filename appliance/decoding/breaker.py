@@ -100,8 +100,10 @@ class Words:
 
     def thinks_at_end_of(self, tokens: Sequence[int]) -> bool:
         """Whether a prompt ends inside a thinking block."""
-        marks = [token for token in tokens if token in self.think] if self.think else []
-        return bool(marks) and self.think is not None and marks[-1] == self.think[0]
+        if self.think is None:
+            return False
+        begin, end = self.think
+        return next((token for token in reversed(tokens) if token in (begin, end)), end) == begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +154,17 @@ class Step:
     loop: Loop
     append: tuple[int, ...] = ()
 
+    @property
+    def redraws(self) -> bool:
+        """Whether a token is drawn, with chance, in the place of the first one taken back."""
+        return self.rung in ("resample", "penalize", "restart")
+
 
 @dataclass(slots=True)
 class _Recovery:
     """The time after a rewind."""
 
     start: int
-    banned: set[int]
     draws: float = RESAMPLED
     penalized: tuple[int, ...] = ()
     strength: float = 0.0
@@ -254,7 +260,6 @@ class Breaker:
         self._thinking_at_start = self.thinking
         self._recovery: _Recovery | None = None
         self._bans: dict[int, set[int]] = {}
-        self._warned: set[Kind] = set()
 
     @property
     def length(self) -> int:
@@ -272,7 +277,9 @@ class Breaker:
         if self.mode == "warn":
             self.settled = end
         elif self.held < math.inf:
-            repeated = min(self._finder.held_from, *filter(None, (self._items.held_from, end)))
+            repeated = self._finder.held_from
+            if self._items.held_from is not None:
+                repeated = min(repeated, self._items.held_from)
             self.settled = max(self.settled, min(end - ANCHOR, repeated), end - int(self.held))
         if finished and self._items.repeats >= CERTAIN and (loop is None or not loop.certain):
             onset = self._items.onset(0 if self.mode == "warn" else self.settled)
@@ -292,8 +299,7 @@ class Breaker:
 
     def _decide(self, loop: Loop) -> None:
         if self.mode == "warn":
-            if loop.kind not in self._warned:
-                self._warned.add(loop.kind)
+            if all(done.kind != loop.kind for done in self.breaks):
                 self._note("warn", loop, self.length)
             return
         rung = self._rung(loop)
@@ -341,10 +347,10 @@ class Breaker:
             raise ValueError("there is no step to take")
         self.step = None
         tokens = self._finder.tokens
-        if step.rung in ("resample", "penalize", "restart"):
-            self._recovery = recovery = _Recovery(step.length, self._bans.setdefault(step.length, set()))
+        if step.redraws:
+            self._recovery = recovery = _Recovery(step.length)
             if step.rung != "restart":
-                recovery.banned.add(tokens[step.length])
+                self._bans.setdefault(step.length, set()).add(tokens[step.length])
             if step.rung != "resample":
                 recovery.draws = math.inf
             if step.rung == "penalize":
@@ -403,7 +409,7 @@ class Breaker:
             loop, answer = recovery.penalized, self._finder.tokens
             logits = window_penalty(logits, loop, recovery.strength, age, HALF_LIFE, answer)
         if age == 0:
-            banned = [token for token in recovery.banned if np.isfinite(logits[token])]
+            banned = [token for token in self._bans.get(recovery.start, ()) if np.isfinite(logits[token])]
             # A grammar may allow nothing else.
             if np.count_nonzero(np.isfinite(logits)) > len(banned):
                 logits = logits.copy()

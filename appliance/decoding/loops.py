@@ -251,12 +251,9 @@ class LoopFinder:
         period = len(self.tokens) - places[end - distance]
         copies = 1 + run / distance
         if len(self.tokens) >= trail.judge_at or kind != trail.kind:
-            trail.kind, trail.needed = (
-                kind,
-                copies_needed(
-                    self._copies(kind, period, place, _modal_share(reading.symbols, distance, int(copies))), period
-                ),
-            )
+            # Only copies that drift are not all the same.
+            share = _modal_share(reading.symbols, distance, int(copies)) if kind == "drift" else 1.0
+            trail.kind, trail.needed = kind, copies_needed(self._copies(kind, period, place, share), period)
             trail.judge_at = len(self.tokens) + max(period, JUDGED_EVERY)
         return Loop(kind, places[start], period, copies, trail.matches / trail.run, copies >= trail.needed)
 
