@@ -140,18 +140,14 @@ def complete(
             continue
         first = first or time.monotonic()
         answer.take(event)
-        reason = answer.reason(request.max_tokens)
-        if reason is None:
-            yield from answer.settled()
-            continue
-        # A rewind may follow in the same step, and then nothing has ended.
-        if reason == "length" and breaker and breaker.step:
-            yield from answer.settled()
-            continue
-        now = time.monotonic()
-        usage = Usage(len(prompt), answer.length, first - started, now - first, answer.rewound)
-        yield from answer.finish(reason, usage, grammar.complete if grammar else None)
-        return
+        if answer.ended:
+            break
+        yield from answer.settled()
+    # Without a reason of its own, the answer ended because there is room for no further token.
+    now = time.monotonic()
+    first = first or now
+    usage = Usage(len(prompt), answer.length, first - started, now - first, answer.rewound)
+    yield from answer.finish(answer.ended or "length", usage, grammar.complete if grammar else None)
 
 
 class _Text:
@@ -200,11 +196,10 @@ class _Text:
             return ""
         return stops.push(text.push(self._spoken.get(token.id) or self._token_bytes[token.id]))[0]
 
-    def reason(self, max_tokens: int) -> FinishReason | None:
+    @property
+    def ended(self) -> Literal["stop", "loop"] | None:
         """Why the answer ends here; None if it goes on."""
-        if self._now[1].hit is not None:
-            return "stop"
-        return self._ended or ("length" if self.length >= max_tokens else None)
+        return "stop" if self._now[1].hit is not None else self._ended
 
     def settled(self) -> Iterator[Delta]:
         """Give out what is final now, a token each; at least one delta, since every step gives one."""

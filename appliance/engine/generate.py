@@ -8,7 +8,7 @@ A cache of keys and values goes back to exactly there. One with recurrent state 
 snapshot; what is missing then goes through the model again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -222,21 +222,18 @@ class _Answer:
         # The last token stays for the next forward, as after the prompt.
         if self._cache.length >= self._end:
             self._cache.rewind(self._end - 1)
-        yield Rewound(step.length, None if step.rung in ("resample", "penalize", "restart") else done)
-        append = step.append
-        if step.rung == "stop":
-            self.ended = "loop"
-        elif step.rung == "complete" and self._grammar:
+        yield Rewound(step.length, None if step.redraws else done)
+        append: Sequence[int] = step.append
+        ended: Literal["stop", "loop"] | None = "loop" if step.rung == "stop" else None
+        if step.rung == "complete" and self._grammar:
             rest = self._grammar.shortest_completion()
-            self.ended = "loop" if rest is None else "stop"
-            append = tuple(rest or ())
+            append, ended = rest or (), "loop" if rest is None else "stop"
         for token in append:
             if not self.has_room:
                 self.ended = None
                 return
-            ended = self.ended
             yield self.append(token)
-            self.ended = ended
+        self.ended = ended
 
 
 class _Draw:
