@@ -8,7 +8,7 @@ Source: OpenAI's API reference, chat completions and completions.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -267,6 +267,7 @@ def _sampling(request: _Common, loaded: Loaded) -> SamplingParams:
     if not all(_TOKEN_ID.fullmatch(token) for token in request.logit_bias or {}):
         raise InvalidRequest("cannot use logit_bias: its keys must be token ids", param="logit_bias")
     bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
+    names = ("no_repeat_ngram", "dry_multiplier", "dry_base", "dry_allowed_length", "lz_penalty")
     sampling = SamplingParams(
         temperature=given("temperature"),
         top_p=given("top_p"),
@@ -277,9 +278,7 @@ def _sampling(request: _Common, loaded: Loaded) -> SamplingParams:
         presence_penalty=request.presence_penalty or 0.0,
         logit_bias=bias,
         seed=request.seed,
+        **{name: value for name in names if (value := getattr(request, name)) is not None},
     )
-    names = ("no_repeat_ngram", "dry_multiplier", "dry_base", "dry_allowed_length", "lz_penalty")
-    penalties = {name: value for name in names if (value := getattr(request, name)) is not None}
-    sampling = replace(sampling, **penalties)
     sampling.validate(loaded.session.card.vocabulary_size)
     return sampling

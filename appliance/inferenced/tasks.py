@@ -103,16 +103,7 @@ def _requests(task: Task, text: str, loaded: Loaded) -> list[CompletionRequest]:
     form = tasks.constraint(task)
     grammar = loaded.grammar(form) if form else None
     bias = {loaded.tokenizer.encode(said, bos=False)[0]: value for said, value in tasks.biases(task).items()}
-    drawn = task.sampling
-    warm = SamplingParams(
-        temperature=drawn.temperature,
-        top_p=drawn.top_p,
-        top_k=drawn.top_k,
-        min_p=drawn.min_p,
-        repetition_penalty=drawn.repetition_penalty,
-        logit_bias=bias,
-        seed=drawn.seed,
-    )
+    warm = SamplingParams(**msgspec.structs.asdict(task.sampling), logit_bias=bias)
     warm.validate(loaded.session.card.vocabulary_size)
     greedy = replace(warm, temperature=0.0)
     return [
