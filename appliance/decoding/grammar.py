@@ -238,9 +238,7 @@ def json_rule(schema: Any) -> str:
     Args:
         schema: as Python objects; `json_schema.check` has seen it.
     """
-    options = {"whitespace_flexible": False, "item_separator": SEPARATORS[0], "key_separator": SEPARATORS[1]}
-    body = schema if isinstance(schema, dict) else ({} if schema else {"not": {}})
-    return "%json " + json.dumps({"x-guidance": options} | {k: v for k, v in body.items() if k != "x-guidance"})
+    return f"%json {_for_llguidance(schema)}"
 
 
 _NAMES = {"regex": "regular expression", "lark": "Lark grammar"}
@@ -259,14 +257,17 @@ def _json_matcher(schema: Any, vocabulary: Vocabulary) -> llguidance.LLMatcher:
 
 
 def _try_schema(schema: Any, vocabulary: Vocabulary) -> llguidance.LLMatcher:
-    # x-guidance is llguidance's own keyword and could undo what is promised here.
-    options = {"whitespace_flexible": False, "item_separator": SEPARATORS[0], "key_separator": SEPARATORS[1]}
-    text = json.dumps(json_schema.compilable(schema) | {"x-guidance": options})
     try:
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(text)
+        grammar = llguidance.LLMatcher.grammar_from_json_schema(_for_llguidance(schema))
     except ValueError as e:  # JSON for Python, but not for it: half characters, numbers without end
         raise json_schema.refusal(str(e), ((), {})) from e
     return _matcher(grammar, vocabulary)
+
+
+def _for_llguidance(schema: Any) -> str:
+    # x-guidance is llguidance's own keyword and could undo what is promised here.
+    options = {"whitespace_flexible": False, "item_separator": SEPARATORS[0], "key_separator": SEPARATORS[1]}
+    return json.dumps(json_schema.compilable(schema) | {"x-guidance": options})
 
 
 def _matcher(grammar: str, vocabulary: Vocabulary) -> llguidance.LLMatcher:
@@ -289,7 +290,7 @@ def _first_error(matcher: llguidance.LLMatcher) -> str:
 
 
 def _in_one_line(error: str) -> str:
-    words = " ".join(error.replace("<non-verbose/>", "").split())
+    words = json_schema.words_of(error)
     return words if len(words) <= 300 else words[:297] + "..."
 
 

@@ -212,7 +212,7 @@ def locate(schema: Schema, error: str, try_part: Callable[[Schema], str]) -> tup
 def refusal(error: str, where: tuple[Place, dict[str, Any]]) -> InvalidRequest:
     """Say what llguidance does not support, and where it is."""
     place, part = where
-    words = " ".join(error.replace("<non-verbose/>", "").split())
+    words = words_of(error)
     unknown = re.match(r"Unimplemented keys: \[(.*)\]", words)
     if unknown:
         keys = [key.strip().strip('"') for key in unknown[1].split(",")]
@@ -226,6 +226,11 @@ def refusal(error: str, where: tuple[Place, dict[str, Any]]) -> InvalidRequest:
     else:
         hint = _HINTS.get(keyword, "leave it out, or express it with other keywords")
     return _refused(reason, hint)
+
+
+def words_of(error: str) -> str:
+    """Write an error of llguidance's in one line."""
+    return " ".join(error.replace("<non-verbose/>", "").split())
 
 
 def is_too_much(error: str) -> bool:
