@@ -52,10 +52,10 @@ def conforms(constraint: Constraint, text: str, vocabulary: Vocabulary | None = 
         None if it conforms, else the reason, without a word of the text.
     """
     if constraint.kind == "json_object":
-        value, reason = _parse(text)
+        value, reason = read_json(text)
         return reason or (None if isinstance(value, dict) else "the text is JSON but no object")
     if constraint.kind == "json_schema":
-        value, reason = _parse(text)
+        value, reason = read_json(text)
         return reason or _violation(_validator(constraint.source), value)
     if constraint.kind == "regex" and (quick := _quick(constraint.source, len(text), searching=False)):
         return None if quick.fullmatch(text) else "the text does not match the regular expression"
@@ -69,7 +69,12 @@ class _NotStrict(ValueError):
     """JSON that `json` reads and Skerry does not."""
 
 
-def _parse(text: str) -> tuple[Any, str | None]:
+def read_json(text: str) -> tuple[Any, str | None]:
+    """Read JSON as strictly as the module says.
+
+    Returns:
+        the value and None; or None and why it cannot be read, without a word of the text.
+    """
     try:
         value = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_finite_integer
@@ -208,7 +213,7 @@ def _content_type(validator: Any, kind: Any, instance: Any, schema: dict[str, An
     if not validator.is_type(instance, "string") or kind != "application/json":
         return
     data = _decoded(instance) if schema.get("contentEncoding") == "base64" else instance.encode()
-    if data is not None and _parse(data.decode("utf-8", "replace"))[1] is not None:
+    if data is not None and read_json(data.decode("utf-8", "replace"))[1] is not None:
         yield jsonschema.ValidationError("is not of this type")
 
 

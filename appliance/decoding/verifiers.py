@@ -29,7 +29,7 @@ import msgspec
 from msgspec import Meta
 
 from appliance.decoding import arithmetic, json_schema
-from appliance.decoding.conformity import conforms
+from appliance.decoding.conformity import conforms, read_json
 from appliance.decoding.grammar import Constraint
 from appliance.errors import SkerryError
 
@@ -128,7 +128,9 @@ class Schema(_Verifier, frozen=True, tag="schema"):
         json_schema.check(self.schema)
 
     def _judge(self, text: str, context: Context) -> None:
-        _conform(Constraint("json_schema", json.dumps(self.schema, sort_keys=True)), text)
+        constraint = Constraint("json_schema", json.dumps(self.schema, sort_keys=True))
+        if (reason := conforms(constraint, text)) is not None:
+            raise _Fault(reason)
 
 
 class JsonKeys(_Verifier, frozen=True, tag="json_keys"):
@@ -330,17 +332,12 @@ def canonical(text: str, field: str | None = None) -> str:
 
 # --- details ----------------------------------------------------------------------------------------------------------
 
-_ANY_JSON = Constraint("json_schema", "{}")
-
-
-def _conform(constraint: Constraint, text: str) -> None:
-    if (reason := conforms(constraint, text)) is not None:
-        raise _Fault(reason)
-
 
 def _json(text: str) -> Any:
-    _conform(_ANY_JSON, text)  # strict: it is the only reader of JSON here that matters
-    return json.loads(text)
+    value, reason = read_json(text)
+    if reason is not None:
+        raise _Fault(reason)
+    return value
 
 
 def _at(value: Any, field: str) -> Any:
