@@ -96,8 +96,7 @@ class Vocabulary:
         token_bytes: for each token id its bytes; empty for control tokens and padding.
         control: name of each control token, and its id. Only a Lark grammar that names one as `<name>` can yield it.
         stop: tokens that end an answer, at least one.
-        encode: text to tokens, without control tokens. What is forced is then tokenized as the model expects it;
-            without it the longest tokens are taken.
+        encode: text to tokens, without control tokens, as the model expects them.
     """
 
     def __init__(
@@ -105,14 +104,14 @@ class Vocabulary:
         token_bytes: TokenBytes,
         control: Mapping[str, int],
         stop: Sequence[int],
-        encode: Callable[[str], list[int]] | None = None,
+        encode: Callable[[str], list[int]],
     ) -> None:
         if not stop:
             raise ValueError("a vocabulary needs at least one stop token")
         self.token_bytes = token_bytes
         self.control = dict(control)
         self.stop = tuple(stop)
-        self._encode = encode
+        self.encode = encode
         self._lock = threading.RLock()
         self._tokenizer: llguidance.LLTokenizer | None = None
 
@@ -142,10 +141,6 @@ class Vocabulary:
         """What the search for an end tries first."""
         return Candidates.of(self.token_bytes)
 
-    def encode(self, text: str) -> list[int]:
-        """Tokenize, canonically if the vocabulary was given an encoder."""
-        return self._encode(text) if self._encode is not None else list(self.tokenizer.greedy_tokenize(text))
-
 
 class _Tokens(llguidance.TokenizerWrapper):
     """What llguidance asks of a tokenizer."""
@@ -161,31 +156,10 @@ class _Tokens(llguidance.TokenizerWrapper):
             self.tokens[token] = b"<stop-%d>" % token
         for name, token in vocabulary.control.items():
             self.tokens[token] = name.encode()
-        self._vocabulary = vocabulary
-        self._greedy = _greedy_table(self.tokens, self.special_token_ids) if vocabulary._encode is None else {}
-        self._longest = max(map(len, self._greedy), default=0)
+        self._encode = vocabulary.encode
 
     def __call__(self, text: str) -> list[int]:
-        encode = self._vocabulary._encode
-        return encode(text) if encode is not None else list(self._longest_tokens(text.encode()))
-
-    def _longest_tokens(self, data: bytes) -> list[int]:
-        found, at = [], 0
-        while at < len(data):
-            for size in range(min(self._longest, len(data) - at), 0, -1):
-                token = self._greedy.get(data[at : at + size])
-                if token is not None:
-                    found.append(token)
-                    at += size
-                    break
-            else:
-                at += 1  # a byte that no token has: llguidance finds out by itself that it cannot be written
-        return found
-
-
-def _greedy_table(tokens: Sequence[bytes], special: Sequence[int]) -> dict[bytes, int]:
-    beyond = set(special)
-    return {data: token for token, data in enumerate(tokens) if data and token not in beyond}
+        return self._encode(text)
 
 
 # --- a grammar --------------------------------------------------------------------------------------------------------

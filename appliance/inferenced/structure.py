@@ -280,7 +280,7 @@ def _schema_text(schema: dict[str, Any]) -> str:
 def _bounded(schema: Any) -> dict[str, Any]:
     """Copy a schema for a grammar of calls: without what only explains it, and with an end to what has a type.
 
-    `json_bounds` cannot do it here: it knows where an answer is only if all of it is JSON.
+    `json_bounds` follows the JSON of a call too, but not calls in Python's form, and its bounds are wider.
     """
     copied: dict[str, Any] = json.loads(json.dumps(schema))
     for _, part in json_schema.subschemas(copied):

@@ -26,9 +26,22 @@ from tests.fakes.built_models import smollm2
 LONGER = ['{"', '":', '": ', '", "', ", ", '"}', "]}", '""', "name", "true", "false", "null", "12", "000", "  ", "\\n"]
 LONGER += ["[[", "[", "ab", "hello", "é", "日", "-1", "1e9", '\\"', "END", "{}", "[]", "\n", '"a"']
 TEXTS = list(dict.fromkeys([*(bytes([b]) for b in range(256)), *(text.encode() for text in LONGER)]))
+IDS, LONGEST = {data: token for token, data in enumerate(TEXTS)}, max(map(len, TEXTS))
 CONTROL = {"<call>": len(TEXTS), "</call>": len(TEXTS) + 1, "<end>": len(TEXTS) + 2, "<turn>": len(TEXTS) + 3}
 STOP = (CONTROL["<end>"], CONTROL["<turn>"])
-TINY = Vocabulary([*TEXTS, *[b""] * (len(CONTROL) + 3)], CONTROL, STOP)
+
+
+def longest(text: str) -> list[int]:
+    """Tokenize by the longest token of TEXTS each time."""
+    data, found, at = text.encode(), [], 0
+    while at < len(data):
+        size = next(n for n in range(LONGEST, 0, -1) if data[at : at + n] in IDS)
+        found.append(IDS[data[at : at + size]])
+        at += size
+    return found
+
+
+TINY = Vocabulary([*TEXTS, *[b""] * (len(CONTROL) + 3)], CONTROL, STOP, longest)
 SMALL = Bounds(string=40, items=6, depth=5, digits=8, total=400)
 
 OBJECT = {
@@ -131,7 +144,9 @@ def test_mask_is_what_one_can_say_next(kind: str) -> None:
 
 def test_a_regular_expression_allows_exactly_its_language() -> None:
     """Against Python's own matcher, over every string of up to three tokens of a few."""
-    vocabulary = Vocabulary([b"a", b"b", b"ab", b"ba", b""], {"<end>": 4}, [4])
+    vocabulary = Vocabulary(
+        [b"a", b"b", b"ab", b"ba", b""], {"<end>": 4}, [4], lambda text: ["ab".index(c) for c in text]
+    )
     grammar = compile_grammar(Constraint("regex", "a(ba)*b?"), vocabulary)
     language = {"a", "ab", "aba", "abab", "ababa", "ababab"}
     for tokens in np.ndindex(4, 4, 4):
@@ -343,7 +358,7 @@ def test_rollback_over_too_much_is_refused() -> None:
 
 def test_threads_share_a_vocabulary_and_a_grammar() -> None:
     """Compiled in one thread, used in others at the same time; each state goes its own way."""
-    vocabulary = Vocabulary(TINY.token_bytes, CONTROL, STOP)
+    vocabulary = Vocabulary(TINY.token_bytes, CONTROL, STOP, longest)
     start = threading.Barrier(6)
 
     def run(seed: int) -> list[int]:
@@ -806,12 +821,12 @@ def test_nothing_is_written_to_standard_error(capfd: pytest.CaptureFixture[str])
 
 def test_the_vocabulary_is_built_when_it_is_needed() -> None:
     """Making one costs nothing."""
-    vocabulary = Vocabulary(TINY.token_bytes, CONTROL, STOP)
+    vocabulary = Vocabulary(TINY.token_bytes, CONTROL, STOP, longest)
     assert vocabulary._tokenizer is None
     schema_grammar({"type": "null"}, vocabulary)
     assert vocabulary._tokenizer is not None
     with pytest.raises(ValueError, match="at least one stop token"):
-        Vocabulary(TINY.token_bytes, CONTROL, [])
+        Vocabulary(TINY.token_bytes, CONTROL, [], longest)
 
 
 def test_overrun_leads_out(monkeypatch: pytest.MonkeyPatch) -> None:

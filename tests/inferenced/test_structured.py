@@ -191,7 +191,8 @@ BREAK = Break("resample", "exact", 10, 4, 6.0, 1.0, at=34, length=10)
 
 def shape(plan: Plan, *, chat: bool = True) -> Shape:
     model = SimpleNamespace(root_digest="ab" * 32)
-    vocabulary = Vocabulary([bytes([b]) for b in range(256)] + [b"", b""], {"<s>": 256}, [257])
+    token_bytes = [bytes([b]) for b in range(256)] + [b"", b""]
+    vocabulary = Vocabulary(token_bytes, {"<s>": 256}, [257], lambda text: list(text.encode()))
     loaded = SimpleNamespace(name="m", tokenizer=None, vocabulary=vocabulary, session=SimpleNamespace(model=model))
     return Shape(loaded, chat=chat, logprobs=False, plan=plan)  # type: ignore[arg-type]
 
@@ -359,7 +360,7 @@ def test_calls_between_control_tokens_come_through_the_engine(stop: tuple[str, .
         sampling=SamplingParams(temperature=0),
         max_tokens=99,
         stop=stop,
-        grammar=compile_grammar(constraint, Vocabulary(token_bytes, control, [258])),
+        grammar=compile_grammar(constraint, Vocabulary(token_bytes, control, [258], lambda text: list(text.encode()))),
         spoken=made.spoken(control),
     )
     script = [*b"I look in ", 256, *b'[set_pump(pump="1")]', 257, 258]
