@@ -24,6 +24,7 @@ request's own source of chance is never drawn from.
 What this does NOT do: compute. The engine rewinds its cache and asks; a test needs no model.
 """
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -60,23 +61,21 @@ KEPT_PERIODS = 3
 ALTERNATIVES = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Words:
-    """What the breaker knows of one model's vocabulary; made once a model.
+    """What decoding knows of one model's vocabulary; made once a model.
 
     Attributes:
         kinds: which tokens are words and numbers.
         token_bytes: of each token.
         think: the control tokens that begin and end a thinking block, if the model has them.
         end_thinking: tokens that end one in good form.
-        breakers: tokens that DRY lets no repetition reach across.
     """
 
     kinds: TokenKinds
     token_bytes: TokenBytes
     think: tuple[int, int] | None = None
     end_thinking: tuple[int, ...] = ()
-    breakers: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, token_bytes: TokenBytes, names: dict[str, int] | None = None, line_end: Sequence[int] = ()) -> Self:
@@ -95,8 +94,12 @@ class Words:
             token_bytes,
             think,
             (*line_end, think[1], *line_end) if think else (),
-            sequence_breakers(token_bytes),
         )
+
+    @functools.cached_property
+    def breakers(self) -> frozenset[int]:
+        """Tokens that DRY lets no repetition reach across; found when the first request asks for it."""
+        return sequence_breakers(self.token_bytes)
 
     def thinks_at_end_of(self, tokens: Sequence[int]) -> bool:
         """Whether a prompt ends inside a thinking block."""

@@ -132,6 +132,7 @@ def complete(
         top_logprobs=request.top_logprobs,
         breaker=breaker,
         grammar=grammar,
+        sequence_breakers=words.breakers if request.sampling.dry_multiplier else (),
         cache=cache,
     )
     for event in events:

@@ -8,7 +8,7 @@ A cache of keys and values goes back to exactly there. One with recurrent state 
 snapshot; what is missing then goes through the model again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -106,6 +106,7 @@ def generate(
     top_logprobs: int | None = None,
     breaker: Breaker | None = None,
     grammar: "GrammarState | None" = None,
+    sequence_breakers: Collection[int] = (),
     cache: Cache | None = None,
 ) -> Iterator[Event]:
     """Generate up to `max_tokens` tokens after a prompt.
@@ -119,6 +120,7 @@ def generate(
         top_logprobs: None for none, else how many rivals' log probabilities come with each token.
         breaker: watches for loops; none: nobody does.
         grammar: says which tokens may follow; none: all.
+        sequence_breakers: tokens that no repetition reaches across, for DRY.
         cache: with room for prompt and answer, holding a beginning of the prompt; none: a new one.
     Raises:
         ContextTooLong: prompt and answer do not fit into the context.
@@ -131,7 +133,7 @@ def generate(
     yield from prefill(session, cache, prompt)
     # 3. what changes the logits, and a source of chance
     answer = _Answer(session, cache, prompt, max_tokens, breaker, grammar)
-    draw = _Draw(sampling, len(prompt), index, breaker, grammar)
+    draw = _Draw(sampling, len(prompt), index, breaker, grammar, sequence_breakers)
     # 4. one token a step; then what must follow it, or a rewind
     while answer.has_room:
         logits = answer.forward()
@@ -246,6 +248,7 @@ class _Draw:
         index: int,
         breaker: Breaker | None,
         grammar: "GrammarState | None",
+        sequence_breakers: Collection[int],
     ) -> None:
         extra: list[Processor] = []
         if grammar:
@@ -253,11 +256,10 @@ class _Draw:
         if breaker:
             extra.append(breaker.process)  # last: it bans nothing that a grammar leaves no choice about
         self._breaker = breaker
-        stops = breaker.words.breakers if breaker else frozenset[int]()
-        self._usual = processors(sampling, prompt_length, extra, stops)
+        self._usual = processors(sampling, prompt_length, extra, sequence_breakers)
         self._rng = sampling.generator(index)
         leaving = sampling.leaving(TEMPERATURE, MIN_P)
-        self._leaving = processors(leaving, prompt_length, extra, stops)
+        self._leaving = processors(leaving, prompt_length, extra, sequence_breakers)
         # A stream of its own: the request's own draws are those that it would have been without a break.
         self._leaving_rng = leaving.generator(index, purpose=1)
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from appliance.decoding.breaker import Words
+from appliance.decoding.breaker import Mode, Words
 from appliance.decoding.sampling import SamplingParams
 from appliance.engine.completion import CompletionRequest, Delta, complete
 from appliance.engine.generate import PREFILL_CHUNK, Prefilled
-from tests.fakes.scripted import ScriptedSession
+from tests.fakes.scripted import RuledSession, ScriptedSession
 
 GREEDY = SamplingParams(temperature=0)
 END = 256
@@ -85,6 +85,16 @@ def test_a_step_is_one_forward() -> None:
         assert len(session.forwards) == done
         assert isinstance(step, Prefilled) == (done <= 3)
     assert session.forwards == [PREFILL_CHUNK, PREFILL_CHUNK, 9, 1, 1, 1]
+
+
+@pytest.mark.parametrize("breaker", ["break", "off"])
+def test_dry_does_not_reach_across_a_line(breaker: Mode) -> None:
+    """A repetition ends at a line's end for DRY, whether anybody looks for loops or not."""
+    session = RuledSession(lambda seen: {b"ab\nab\nab\nab\n"[len(seen) - 1]: 9.0}, stop=(END,))
+    sampling = SamplingParams(temperature=0, dry_multiplier=8, dry_allowed_length=1)
+    request = CompletionRequest(prompt=(1,), sampling=sampling, max_tokens=7, breaker=breaker)
+    said = "".join(s.text for s in complete(session, BYTES, request) if isinstance(s, Delta))  # type: ignore[arg-type]
+    assert said == "ab\nab\na"
 
 
 def test_end_of_text_has_no_logprobs_entry() -> None:
