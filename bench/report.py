@@ -39,7 +39,7 @@ def table(title: str, forms: Sequence[Figures]) -> str:
         "resident, MB",
     ]
     ordered = sorted(forms, key=lambda f: (f.engine != "Skerry", not f.default, -f.speeds["decode_128"].per_s))
-    return f"{title}\n\n" + _markdown([head, *(_row(f, reference) for f in ordered)])
+    return f"{title}\n\n" + markdown_table([head, *(_row(f, reference) for f in ordered)])
 
 
 def _row(f: Figures, reference: Reference | None) -> list[str]:
@@ -55,9 +55,9 @@ def _row(f: Figures, reference: Reference | None) -> list[str]:
     return [name, f"{f.package_bytes / 1e6:.0f}", quality, *speeds, f"{f.ready_s:.2f}", resident]
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Align the columns: the first to the left, figures to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Write a Markdown table, its head first: the first column to the left, figures to the right."""
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
     lines = []
     for n, row in enumerate(rows):
         cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]

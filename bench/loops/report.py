@@ -10,6 +10,7 @@ from bench.loops.judge import judge
 from bench.loops.prompts import FAMILIES
 from bench.loops.replay import Replayed
 from bench.loops.synthetic import CLASSES, Planted
+from bench.report import markdown_table
 
 LOOPS_TARGET, UPPER_TARGET = 0.01, 0.03
 USABLE_TARGET = 0.5
@@ -71,7 +72,7 @@ def _answers(report: Report) -> str:
         rows.append(_answer_row(f"{run.title}, breaker on", run.on))
     for model, peers in report.peers.items():
         rows += [_answer_row(f"{model}, llama-server, {name}", judged) for name, judged in peers.items()]
-    return table(rows)
+    return markdown_table(rows)
 
 
 def _answer_row(name: str, judged: Sequence[Judged]) -> list[str]:
@@ -112,7 +113,7 @@ def _effect(run: Run) -> str:
         ["  right off, on", f"{e.calm_right_off.count}, {e.calm_right_on.count}"],
         ["answers without a break that are the same to the byte", _of(e.kept)],
     ]
-    return table(rows)
+    return markdown_table(rows)
 
 
 def _families(runs: Sequence[Run]) -> str:
@@ -127,7 +128,7 @@ def _families(runs: Sequence[Run]) -> str:
                 f"{sum(j.usable for j in off)}, {sum(j.usable for j in on)} of {len(off)}"
             )
         rows.append(row)
-    return table(rows)
+    return markdown_table(rows)
 
 
 def _corpus(name: str, replayed: Sequence[Replayed]) -> str:
@@ -146,7 +147,7 @@ def _corpus(name: str, replayed: Sequence[Replayed]) -> str:
         for r in replayed
         if r.acted
     ]
-    return "\n\n".join([table(rows), *(["\n".join(["Acted on:", "", *flagged])] if flagged else [])])
+    return "\n\n".join([markdown_table(rows), *(["\n".join(["Acted on:", "", *flagged])] if flagged else [])])
 
 
 def _planted(name: str, planted: Sequence[Planted]) -> str:
@@ -171,7 +172,7 @@ def _planted(name: str, planted: Sequence[Planted]) -> str:
                     f"{middle(copies):.1f}, {percentile(copies, 0.9):.1f}",
                 ]
             )  # fmt: skip
-    return table(rows)
+    return markdown_table(rows)
 
 
 def verdicts(report: Report) -> list[str]:
@@ -255,19 +256,6 @@ def _plain_judged(j: Judged) -> dict[str, Any]:
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Align the columns: the first to the left, figures to the right."""
-    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
-    lines = []
-    for n, row in enumerate(rows):
-        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append(f"| {' | '.join(cells)} |")
-        if n == 0:
-            rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-            lines.append(f"| {' | '.join(rule)} |")
-    return "\n".join(lines)
 
 
 def _percent(value: float) -> str:
