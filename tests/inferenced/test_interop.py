@@ -4,7 +4,6 @@ import asyncio
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -12,24 +11,10 @@ import openai
 import pytest
 
 from appliance.client import Client
-from tests.fakes.box import Box, running
-from tests.fakes.built_models import smollm2
+from tests.fakes.box import Box
 
 NAME = "smollm2-135m-instruct-q8"
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
-
-
-@pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    built = smollm2()
-    with running(built.copy_to(tmp_path_factory.mktemp("real") / "b").state_dir) as box:
-        yield box
-
-
-@pytest.fixture
-def sdk(box: Box) -> Iterator[openai.OpenAI]:
-    with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(box.socket))) as http:
-        yield openai.OpenAI(base_url="http://skerry/v1", api_key="none", http_client=http, max_retries=0)
 
 
 def test_real_model_knows_the_capital_of_france(sdk: openai.OpenAI) -> None:
@@ -78,11 +63,11 @@ def test_sdk_raises_its_own_errors(sdk: openai.OpenAI) -> None:
     assert wrong.value.param == "temperature"
 
 
-def test_sdk_async(box: Box) -> None:
+def test_sdk_async(real: Box) -> None:
     """The asynchronous client, two questions at once."""
 
     async def ask() -> list[str | None]:
-        transport = httpx2.AsyncHTTPTransport(uds=str(box.socket))
+        transport = httpx2.AsyncHTTPTransport(uds=str(real.socket))
         async with httpx2.AsyncClient(transport=transport) as http:
             client = openai.AsyncOpenAI(base_url="http://skerry/v1", api_key="none", http_client=http)
             answers = await asyncio.gather(
@@ -98,13 +83,13 @@ def test_sdk_async(box: Box) -> None:
     assert first == second
 
 
-def test_curl(box: Box) -> None:
+def test_curl(real: Box) -> None:
     """curl, as the documentation shows it."""
     curl = shutil.which("curl")
     if curl is None:
         pytest.skip("not run: curl is not installed")
     body = json.dumps({"messages": QUESTION, "temperature": 0, "max_tokens": 30})
-    command = [curl, "--silent", "--fail", "--unix-socket", str(box.socket), "http://skerry/v1/chat/completions"]
+    command = [curl, "--silent", "--fail", "--unix-socket", str(real.socket), "http://skerry/v1/chat/completions"]
     run = subprocess.run(
         [*command, "--json", body]
         if _has_json(curl)
@@ -120,9 +105,9 @@ def _has_json(curl: str) -> bool:
     return "--json" in subprocess.run([curl, "--help", "all"], capture_output=True, text=True, check=True).stdout
 
 
-def test_own_client(box: Box) -> None:
+def test_own_client(real: Box) -> None:
     """Skerry's own library: answer, stream and models, with timings."""
-    with Client(socket=box.socket) as client:
+    with Client(socket=real.socket) as client:
         answer = client.chat("Say hello.", temperature=0, max_tokens=16)
         assert answer.text
         assert answer.timings is not None
@@ -132,21 +117,21 @@ def test_own_client(box: Box) -> None:
         assert client.status().models[0].state == "loaded"
 
 
-def test_cancel_of_a_real_answer_saves_the_rest(box: Box) -> None:
+def test_cancel_of_a_real_answer_saves_the_rest(real: Box) -> None:
     """A caller who leaves after the first piece costs a token or two, not the 2,000 that were asked for."""
-    before = box.wait_idle()["requests"]
+    before = real.wait_idle()["requests"]
     with (
-        Client(socket=box.socket) as client,
+        Client(socket=real.socket) as client,
         client.stream_chat("Count.", max_tokens=2000, logit_bias={"2": -100}) as s,
     ):
         next(iter(s))
-    after = box.wait_idle()["requests"]
+    after = real.wait_idle()["requests"]
     assert after["cancelled"] == before["cancelled"] + 1
 
 
-def test_loading_and_memory_are_within_bounds(box: Box) -> None:
+def test_loading_and_memory_are_within_bounds(real: Box) -> None:
     """Load is verified and ready, and the daemon holds about one copy of the weights, not two."""
-    model = box.post(f"/skerry/v1/models/{NAME}/load").json
+    model = real.post(f"/skerry/v1/models/{NAME}/load").json
     assert model["state"] == "loaded"
-    resident = box.status()["memory"]["resident_bytes"]
-    assert resident < 3 * model["size_bytes"], Path(box.log).read_text()
+    resident = real.status()["memory"]["resident_bytes"]
+    assert resident < 3 * model["size_bytes"], Path(real.log).read_text()

@@ -3,12 +3,10 @@
 import itertools
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,8 +23,7 @@ from appliance.errors import InternalError
 from appliance.inferenced.responses import Answer, Shape
 from appliance.inferenced.structure import Plan
 from appliance.models.tool_styles import GEMMA, HERMES, LFM2, MARK, SMOLLM2, Style, Tool
-from tests.fakes.box import Box, running
-from tests.fakes.built_models import smollm2
+from tests.fakes.box import Box
 from tests.fakes.scripted import RuledSession
 
 TINY, NAME = "tiny-llama-q8", "smollm2-135m-instruct-q8"
@@ -416,19 +413,6 @@ def test_calls_that_repeat_are_told() -> None:
 
 
 # --- the real model, and other people's client ------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    built = smollm2()
-    with running(built.copy_to(tmp_path_factory.mktemp("real") / "b").state_dir) as box:
-        yield box
-
-
-@pytest.fixture
-def sdk(real: Box) -> Iterator[openai.OpenAI]:
-    with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(real.socket))) as http:
-        yield openai.OpenAI(base_url="http://skerry/v1", api_key="none", http_client=http, max_retries=0)
 
 
 def ask(sdk: openai.OpenAI, **fields: Any) -> Any:
