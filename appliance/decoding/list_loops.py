@@ -6,15 +6,18 @@
 
 "Rome, Venice, Rome, Barcelona, Venice, ..." has no period, so the search through the tail does not see it. Here each
 line that begins with a number or a bullet is an item, and how many items in a row were said before is counted. Items
-are compared by their words and numbers alone.
+are compared by their words and numbers alone, their own number aside ("7. Item 7").
 
-What this does NOT do: judge lines that are no list, or items that say the same in other words.
+What this does NOT do: judge lines that are no list, items that say the same in other words, or labels: "1. positive, 2.
+negative, 3. positive, ..." is work. Where that has a period, the search through the tail sees it.
 """
 
 import re
 
-CERTAIN = 8
-"""Items in a row that were all said before."""
+CERTAIN, WARY = 8, 4
+"""Items in a row that were all said before; and where the answer has looped before."""
+LABELS, LABEL_WORDS = 6, 3
+"""A list whose items are so few different ones, of so few words, gives each thing its label."""
 
 _MARKER = re.compile(rb"\s*(?:\d+[.)]|[*\x95-]|\xe2\x80\xa2)\s+")
 _NO_SIGNS = re.compile(r"[\W_]+")
@@ -39,6 +42,11 @@ class ListItems:
     def repeats(self) -> int:
         """How many items in a row, up to the last whole one, were said before."""
         return len(self._starts)
+
+    @property
+    def may_be_labels(self) -> bool:
+        """Whether the list is right to say the same few words in whatever order."""
+        return len(self._seen) <= LABELS and all(len(item.split()) <= LABEL_WORDS for item in self._seen)
 
     @property
     def held_from(self) -> int | None:
@@ -70,7 +78,9 @@ class ListItems:
             if line.strip():  # another paragraph: another list
                 self._seen, self._starts = set(), []
             return False
-        item = " ".join(_NO_SIGNS.sub(" ", line[marker.end() :].decode(errors="replace").lower()).split())
+        own = _NO_SIGNS.sub(" ", marker[0].decode(errors="replace")).strip()
+        words = _NO_SIGNS.sub(" ", line[marker.end() :].decode(errors="replace").lower()).split()
+        item = " ".join(word for word in words if word != own)
         if sum(map(str.isalpha, item)) < 3:
             self._starts = []
             return False

@@ -106,9 +106,10 @@ def _exact(copies: Copies, period: int) -> float:
 
 def _counter(copies: Copies, period: int) -> float:
     if copies.place == "table":
-        return 24 if copies.distinct >= 2 else NEVER
+        a_word = copies.distinct == 1 and not _FILLER.search(copies.text) and _only_counts(copies)
+        return 24 if copies.distinct >= 2 or a_word else NEVER
     steady = 1.0 if _only_counts(copies) else 4.0
-    if _is_list(copies):
+    if _is_list(copies) and not _is_timed(copies):
         return (6 if copies.words else 12) * steady
     return 6 * steady if _is_prose(copies, 0.4) else NEVER
 
@@ -134,11 +135,16 @@ def _is_prose(copies: Copies, share: float) -> bool:
     """Whether it reads as sentences, or as one that has no end: not code, a log or a table of data."""
     if copies.place == "code" or copies.distinct < 3 or copies.share < share:
         return False
-    if copies.words < WORDS_A_CLOCK * len(_CLOCK.findall(copies.text)):
+    if _is_timed(copies):
         return False
     if "\n" in copies.before + copies.text and not _SENTENCE_END.search(copies.text):
         return False
     return len(_CODE.findall(copies.text)) <= 0.12 * copies.tokens
+
+
+def _is_timed(copies: Copies) -> bool:
+    """Whether times of day come often in it: a log, a plan."""
+    return copies.words < WORDS_A_CLOCK * len(_CLOCK.findall(copies.text))
 
 
 def _is_markup(copies: Copies) -> bool:

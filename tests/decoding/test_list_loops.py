@@ -31,9 +31,33 @@ def test_the_onset_is_where_the_first_of_them_says_something() -> None:
     text = "".join(f"{n}. {city}\n" for n, city in enumerate(CITIES, 1))
     items, tokens = feed(text, 1)
     assert b"".join(tokens[: items.onset(0)]).endswith(b"\n4.")
+    assert items.held_from == items.onset(0) == items.onset(items.onset(0))
     later = items.onset(items.onset(0) + 1)
     assert b"".join(tokens[:later]).endswith(b"\n5.")
     assert items.onset(10_000) == 10_000
+
+
+COUNTED = {
+    "lines between": ("".join(f"- The old town of {city}\n\n" for city in CITIES), CERTAIN),
+    "other case, other signs": ("- Rome is old now\n- rome IS old now\n- **Rome** is old, now!\n", 2),
+    "its own number": ("".join(f"{n}. Red: {n}\n" for n in range(1, 6)), 4),
+    "a number behind them": ("- Rome is old now\n" * 5 + "- 12\n", 0),
+    "a number among them": ("- Rome is old now\n" * 5 + "- 12\n" + "- Rome is old now\n" * 2, 2),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_what_counts_as_the_same_and_in_a_row(name: str) -> None:
+    """Words and numbers are compared, nothing else of an item; an item without words ends the row, not the list."""
+    text, repeats = COUNTED[name]
+    assert feed(text)[0].repeats == repeats
+
+
+def test_it_is_told_when_an_item_is_whole() -> None:
+    """At the token with its line's end, whatever else that holds; other lines are none."""
+    items = ListItems()
+    tokens = [b"- Rome", b"\n\n", b"It is so.\n", b"- Oslo\nSo", b" it is.", b"\n"]
+    assert [items.push(index, token) for index, token in enumerate(tokens)] == [False, True, False, True, False, False]
 
 
 SPARED = {
@@ -41,6 +65,7 @@ SPARED = {
     "numbers alone": "".join(f"{n}. {n % 3}\n" for n in range(30)),
     "yaml": "- port: 22\n" * 20,
     "contents": "".join(f"{n}. Notes ........ {7 * n}\n" for n in range(1, 20)),
+    "contents of one page": "".join(f"{n}. Notes ........ 7\n" for n in range(1, 20)),
     "prose": "It is so.\n" * 20,
     "a second list": "".join(f"- {c}\n" for c in CITIES[:3]) + "And again:\n" + "".join(f"- {c}\n" for c in CITIES[:3]),
     "a table": "| 1. a | b |\n" * 20,
