@@ -7,11 +7,14 @@
     ...                              # and draw on, with breaker.process among the processors
 
 The rungs, from the mildest: draw the first repeated token again, another one, with chance (`resample`); begin the
-answer anew, with chance, if nobody has seen any of it (`restart`); go back again, draw with chance from there on, and
-make the loop's own words less likely for a while (`penalize`); inside a thinking block, end it (`end_thinking`); inside
-a grammar, complete the structure as briefly as it allows (`complete`); cut the answer before the repetition (`stop`). A
-loop that comes back where one was broken meets the next rung; one that begins far from there begins anew, so a long
-answer may have several mended places, up to MOST_BREAKS.
+answer anew if nobody has seen any of it (`restart`), at once where the loop began with the answer; go back again, and
+make what would lead back into the loop less likely for a while (`penalize`); inside a thinking block, end it
+(`end_thinking`); inside a grammar, complete the structure as briefly as it allows (`complete`); cut the answer before
+the repetition (`stop`). A loop that comes back where one was broken meets the next rung; one that begins far from there
+begins anew, so a long answer may have several mended places, up to MOST_BREAKS.
+
+An answer that has looped once is likely to loop again. From the first rewind on the finder is wary, and words that
+would repeat the answer are less likely (`repeated_words`); the marks between them are not, so lists and tables go on.
 
 A rewind can only take back what nobody has seen. So a token is settled, and shown, once it is not a part of a
 repetition under way: ANCHOR tokens later than it was drawn when nothing repeats, at most HELD tokens later when
@@ -32,11 +35,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from appliance.decoding.list_loops import CERTAIN, ListItems
+from appliance.decoding.list_loops import CERTAIN, WARY, ListItems
 from appliance.decoding.loop_shapes import Kind, Place
 from appliance.decoding.loops import ANCHOR, Loop, LoopFinder, TokenKinds
-from appliance.decoding.penalties import sequence_breakers, window_penalty
+from appliance.decoding.penalties import repeated_words, sequence_breakers, window_penalty
 from appliance.decoding.sampling import Logits, Tokens, logprobs
 from appliance.decoding.text import TokenBytes
 
@@ -46,13 +50,15 @@ Rung = Literal["warn", "resample", "penalize", "restart", "end_thinking", "compl
 
 HELD = 256
 """Tokens of a streamed answer that are held back at most; what repeats for longer before it is certain stays shown."""
+EARLY = 64
+"""A loop whose onset lies before this came with the answer's first words: there is little to keep."""
 NEAR = 192
 """A loop whose onset lies fewer tokens than this behind a mended place is the same trouble again."""
 MOST_BREAKS = 8
 TEMPERATURE, MIN_P = 0.8, 0.1
 """For the draws after a rewind: enough chance to leave, not enough for nonsense."""
 RESAMPLED = 24
-"""Tokens that are drawn so before the request's own settings rule again; after a `penalize` or `restart` all are."""
+"""Tokens that are drawn so before the request's own settings rule again."""
 MOST_RESTARTS = 2
 PENALTY, PENALIZED, HALF_LIFE = 4.0, 256, 64
 """Logits taken off at first, tokens for which the penalty lasts, and in which it halves."""
@@ -95,6 +101,11 @@ class Words:
             think,
             (*line_end, think[1], *line_end) if think else (),
         )
+
+    @functools.cached_property
+    def is_word(self) -> NDArray[np.bool_]:
+        """Of each id, whether it is a word or a part of one."""
+        return np.frombuffer(self.kinds.word, np.uint8).astype(bool)
 
     @functools.cached_property
     def breakers(self) -> frozenset[int]:
@@ -168,30 +179,41 @@ class _Recovery:
     """The time after a rewind."""
 
     start: int
-    draws: float = RESAMPLED
     penalized: tuple[int, ...] = ()
     strength: float = 0.0
 
 
 # --- what the text is -------------------------------------------------------------------------------------------------
 
-_ASKED = re.compile(
+_NUMBERED = re.compile(
     r"\b(?:say|write|repeat|print|output|type|sing|copy|recite|put)\b[^\n]{0,300}?"
     r"\b(?P<n>\d{1,5}|hundred|thousand)\s+(?:times|copies|repetitions)\b(?!\s+(?:an?|per|each|every)\b)"
-    r"|\b(?:repeat|over and over|again and again|copy (?:this|it)|fill (?:the|a) \w+ with)\b"
-    r"|\b(?:chorus|refrain|lyrics|verses?|songs?|zeros?)\b",
+    r"|\b(?P<rounds>\d{1,5}|hundred|thousand)\s+(?:rounds|cycles|laps|reps|repetitions)\s+of\b",
     re.IGNORECASE,
 )
+_UNNUMBERED = re.compile(
+    r"(?:^|[.!?:,;\n]\s*|\b(?:please|and|then|you|to)\s+)"
+    r"(?:(?:repeat|copy)\s+(?:this|it|that|these|the|after|\"|')"
+    r"|(?:say|write|repeat|print|output|type|sing|recite|give|show|fill|make|compose)\b[^.!?\n]{0,120}"
+    r"\b(?:over and over|again and again|chorus|refrain|lyrics|verses?|songs?|zeros?|with (?:zeros?|spaces|dashes))\b)",
+    re.IGNORECASE,
+)
+_REFUSED = re.compile(r"(?:\bnot|n't|\bnever|\bwithout|\bavoid|\bno)\b[^.!?\n]{0,40}$", re.IGNORECASE)
 _ASKED_WITHOUT_NUMBER = 100
+_ENDS = 4_000
+"""Characters that are read from a request's beginning and its end: what to do stands there, a document in between."""
 
 
 def asked_copies(text: str) -> int:
     """Say how many copies a request asks for: 0 if it does not ask for repetition, a guess if it gives no number."""
+    text = text if len(text) <= 2 * _ENDS else text[:_ENDS] + "\n" + text[-_ENDS:]
     asked = 0
-    for found in _ASKED.finditer(text):
-        number = (found["n"] or "").lower()
-        words = {"": _ASKED_WITHOUT_NUMBER, "hundred": 100, "thousand": 1000}
+    for found in _NUMBERED.finditer(text):
+        number = (found["n"] or found["rounds"]).lower()
+        words = {"hundred": 100, "thousand": 1000}
         asked = max(asked, words[number] if number in words else int(number))
+    if any(not _REFUSED.search(text, 0, found.end()) for found in _UNNUMBERED.finditer(text)):
+        asked = max(asked, _ASKED_WITHOUT_NUMBER)
     return asked
 
 
@@ -284,7 +306,7 @@ class Breaker:
             if self._items.held_from is not None:
                 repeated = min(repeated, self._items.held_from)
             self.settled = max(self.settled, min(end - ANCHOR, repeated), end - int(self.held))
-        if finished and self._items.repeats >= CERTAIN and (loop is None or not loop.certain):
+        if finished and self._is_list_loop and (loop is None or not loop.certain):
             onset = self._items.onset(0 if self.mode == "warn" else self.settled)
             loop = Loop("list", onset, (end - onset) // self._items.repeats, self._items.repeats, 1.0, certain=True)
         if loop is None or not loop.certain:
@@ -292,6 +314,11 @@ class Breaker:
         if self.asked and loop.copies <= 1.25 * self.asked:
             return
         self._decide(loop)
+
+    @property
+    def _is_list_loop(self) -> bool:
+        enough = WARY if self._finder.wary else CERTAIN
+        return self._items.repeats >= enough and not self._items.may_be_labels
 
     def _read(self, index: int, token: int) -> bool:
         data = self.words.token_bytes[token]
@@ -317,14 +344,16 @@ class Breaker:
             return "complete" if self.in_grammar else "stop"
         since = max((n for n, done in enumerate(self.breaks, 1) if done.rung == "restart"), default=0)
         tries = sum(loop.onset - done.length < NEAR for done in self.breaks[since:]) + (since > 0)
+        restarts = sum(done.rung == "restart" for done in self.breaks)
+        may_restart = self.held == math.inf and restarts < MOST_RESTARTS
+        held_by_form = self.in_grammar or self.thinking
         if tries == 0:
-            return "resample"
+            return "restart" if may_restart and not held_by_form and loop.onset < EARLY else "resample"
         if self.thinking and self.words.end_thinking:
             return "end_thinking"
         if self.in_grammar:
             return "complete"
-        restarts = sum(done.rung == "restart" for done in self.breaks)
-        if self.held == math.inf and restarts < MOST_RESTARTS:
+        if may_restart:
             return "restart"
         return "penalize" if tries <= 2 else "stop"
 
@@ -354,12 +383,11 @@ class Breaker:
             self._recovery = recovery = _Recovery(step.length)
             if step.rung != "restart":
                 self._bans.setdefault(step.length, set()).add(tokens[step.length])
-            if step.rung != "resample":
-                recovery.draws = math.inf
             if step.rung == "penalize":
                 recovery.penalized = tuple(tokens[-2 * step.loop.period :])
                 recovery.strength = PENALTY * (1 + sum(done.rung == "penalize" for done in self.breaks))
         done = self._note(step.rung, step.loop, step.length)
+        self._finder.wary = True
         self._finder.truncate(step.length)
         self._markdown, self._items, self.thinking = Markdown(), ListItems(), self._thinking_at_start
         for index, token in enumerate(self._finder.tokens):
@@ -395,10 +423,10 @@ class Breaker:
     @property
     def recovering(self) -> bool:
         """Whether the next token is drawn with chance because a loop was broken just before."""
-        return self._recovery is not None and self.length - self._recovery.start < self._recovery.draws
+        return self._recovery is not None and self.length - self._recovery.start < RESAMPLED
 
     def process(self, tokens: Tokens, logits: Logits) -> Logits:
-        """Ban what began a loop here, and make the loop's words less likely for a while: a processor.
+        """Ban what began a loop here, and make words that would repeat the answer less likely: a processor.
 
         Args:
             tokens: prompt and answer; only the answer's end is looked at.
@@ -408,6 +436,7 @@ class Breaker:
         if recovery is None:
             return logits
         age = self.length - recovery.start
+        logits = repeated_words(logits, self._finder.symbols, self.words.is_word)
         if recovery.strength and age < PENALIZED:
             loop, answer = recovery.penalized, self._finder.tokens
             logits = window_penalty(logits, loop, recovery.strength, age, HALF_LIFE, answer)

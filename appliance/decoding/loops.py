@@ -40,6 +40,8 @@ HIGHEST = 48.0
 MIN_SPAN = 96
 """Tokens that a loop covers before it is one, its first copy included."""
 MIN_COPIES = 4
+WARY_SPAN, WARY_COPIES, WARY_MOST = 48, 3, 24
+"""The same for a wary finder. Half of the copies that are needed otherwise make it certain, and so many in any case."""
 JUDGED_EVERY = 16
 """Tokens at least between two judgements of what a repetition looks like."""
 
@@ -166,10 +168,14 @@ class LoopFinder:
 
     Args:
         kinds: of the model's vocabulary.
+
+    Attributes:
+        wary: whether less is enough to be certain, because the answer has looped before.
     """
 
     def __init__(self, kinds: TokenKinds) -> None:
         self._kinds = kinds
+        self.wary = False
         self._reset()
 
     def _reset(self) -> None:
@@ -181,6 +187,11 @@ class LoopFinder:
     def tokens(self) -> Sequence[int]:
         """What was pushed."""
         return self._exact.symbols
+
+    @property
+    def symbols(self) -> Sequence[int]:
+        """The same with every number as one symbol, a negative one."""
+        return self._masked.symbols
 
     @property
     def held_from(self) -> int:
@@ -232,7 +243,7 @@ class LoopFinder:
             self._loop(trail, reading, kind, place)
             for reading, kind in readings
             for trail in reading.trails
-            if _is_long(trail.run, trail.distance)
+            if self._is_long(trail.run, trail.distance)
         ]
         order = ("exact", "counter", "drift")
         return min(found, key=lambda loop: (not loop.certain, order.index(loop.kind)), default=None)
@@ -243,7 +254,7 @@ class LoopFinder:
         if trail.misses:
             # What has long been clean is no drift any more; unless nearly all is, it begins where it became so.
             run = end - trail.clean
-            if _is_long(run, distance):
+            if self._is_long(run, distance):
                 start = trail.start if trail.misses <= 0.1 * trail.run else trail.clean
             else:
                 run, kind = trail.run, "drift"
@@ -255,7 +266,12 @@ class LoopFinder:
             share = _modal_share(reading.symbols, distance, int(copies)) if kind == "drift" else 1.0
             trail.kind, trail.needed = kind, copies_needed(self._copies(kind, period, place, share), period)
             trail.judge_at = len(self.tokens) + max(period, JUDGED_EVERY)
-        return Loop(kind, places[start], period, copies, trail.matches / trail.run, copies >= trail.needed)
+        needed = max(WARY_COPIES, min(trail.needed / 2, WARY_MOST)) if self.wary else trail.needed
+        return Loop(kind, places[start], period, copies, trail.matches / trail.run, copies >= needed)
+
+    def _is_long(self, run: int, distance: int) -> bool:
+        span, copies = (WARY_SPAN, WARY_COPIES) if self.wary else (MIN_SPAN, MIN_COPIES)
+        return run + distance >= span and run >= (copies - 1) * distance
 
     def _copies(self, kind: Kind, period: int, place: Place, modal_share: float) -> Copies:
         kinds, tokens = self._kinds, self.tokens
@@ -272,10 +288,6 @@ class LoopFinder:
             modal_share,
             place,
         )
-
-
-def _is_long(run: int, distance: int) -> bool:
-    return run + distance >= MIN_SPAN and run >= (MIN_COPIES - 1) * distance
 
 
 def _visible(kinds: TokenKinds, tokens: Sequence[int]) -> int:

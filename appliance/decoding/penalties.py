@@ -1,9 +1,9 @@
-"""Penalties on repetition from the literature, and the one that the loop breaker uses.
+"""Penalties on repetition from the literature, and the two that the loop breaker uses.
 
 Plain functions `(logits, ..., tokens, out=None) -> logits` like those of `sampling`, each with its source. All are off
-by default: measured on small models they do not prevent long loops, and what they cost is right text that has to repeat
-itself. They look at tokens, not at text, and at a bounded stretch of them, so that a token's price does not grow with
-the answer.
+by default, the breaker's two (`window_penalty`, `repeated_words`) until it has broken a loop: measured on small models
+those of the literature do not prevent long loops, and what they cost is right text that has to repeat itself. They look
+at tokens, not at text, and at a bounded stretch of them, so that a token's price does not grow with the answer.
 
     logits = dry(logits, 0.8, tokens=answer, breakers=sequence_breakers(token_bytes))
     logits = window_penalty(logits, answer[onset - period:], 2.0, age=3, half_life=64, tokens=answer)
@@ -40,6 +40,8 @@ LZ_WINDOW = 512
 LZ_BUFFER = 32
 """Window and buffer of the compressor that `lz` simulates: the paper's figures."""
 LOOP_BASE = 1.75
+WORD_PENALTY, MOST_WORD_PENALTY = 0.8, 30.0
+MARKS = 16
 BREAKERS = ("\n", ":", '"', "*")
 
 
@@ -190,6 +192,29 @@ def window_penalty(
     loop = np.asarray(loop_tokens, np.int64)
     ids, lengths = _continuations(loop, _tail(tokens, LONGEST_MATCH), LONGEST_MATCH, ())
     return _lower(logits, ids, _growing(left, LOOP_BASE, lengths - 1), out)
+
+
+def repeated_words(logits: Logits, symbols: Tokens, is_word: NDArray[np.bool_], out: Logits | None = None) -> Logits:
+    """Lower the words that would continue a repetition, whatever numbers it is counted with.
+
+    As `dry`, but the text is read with every number as one symbol, so that "12. Elephants" repeats "7. Elephants"; what
+    is no word keeps its logit unless MARKS symbols or more are repeated, so that a list's and a table's marks, and what
+    follows a number, stay free.
+
+    Args:
+        logits: float32, shape (vocabulary,).
+        symbols: the answer's; a token's id, or a negative number for a number.
+        is_word: of each id, shape (vocabulary,).
+    Source: the form is DRY's, see `dry`; the reading is Skerry's own, see `loops`.
+    """
+    text = _tail(symbols, DRY_WINDOW)
+    if len(text) < 2 or text[-1] < 0:
+        return logits
+    ids, lengths = _continuations(text, text, LONGEST_MATCH, (), shortest=2)
+    ids, lengths = ids[ids >= 0], lengths[ids >= 0]
+    keep = is_word[ids] | (lengths >= MARKS)
+    penalties = np.minimum(_growing(WORD_PENALTY, LOOP_BASE, lengths[keep] - 2), MOST_WORD_PENALTY)
+    return _lower(logits, ids[keep], penalties, out)
 
 
 # --- finding repetitions ----------------------------------------------------------------------------------------------

@@ -7,12 +7,12 @@ import pytest
 
 from appliance.decoding.loops import LONGEST_PERIOD, MIN_SPAN, Loop, LoopFinder, TokenKinds
 
-# Ten digits, a hundred signs, then words.
-SIGNS, COMMA, WORDS = 10, 109, 110
+# Ten digits, a hundred signs and two more, then words.
+SIGNS, COMMA, DOT, LINE_END, WORDS = 10, 109, 110, 111, 112
 VOCABULARY = (
     [b"%d" % d for d in range(10)]
     + [b"<%d>" % n for n in range(99)]
-    + [b","]
+    + [b",", b". ", b"\n"]
     + [b" " + bytes(97 + (n // 26**k) % 26 for k in range(3)) for n in range(4000)]
 )
 KINDS = TokenKinds.of(VOCABULARY)
@@ -86,6 +86,9 @@ def test_an_exact_loop_is_found_in_its_fourth_copy(period: int) -> None:
     assert (loop.kind, loop.period, loop.likeness) == ("exact", period, 1.0)
     assert loop.onset == LEAD + period
     assert count == LEAD + max(4 * period, MIN_SPAN)
+    suspected = first(after_lead(chance(period), exact(chance(period), period)), count, certain=False)
+    assert suspected
+    assert suspected[1] == count
 
 
 @pytest.mark.parametrize("period", [5, 8, 24, 80, 300])
@@ -100,11 +103,167 @@ def test_a_counter_loop_is_found(period: int) -> None:
     assert LEAD + period - 2 <= loop.onset <= LEAD + period + 2
 
 
-@pytest.mark.parametrize("period", [12, 16, 24, 40, 80, 200])
+def test_the_onset_of_a_counter_is_a_token() -> None:
+    """Where numbers have several, places and periods count each of them."""
+    text = [token for number in range(10, 40) for token in (*digits(number), *range(WORDS, WORDS + 8))]
+    found = first(iter([*words(chance(3), LEAD), *text]), LEAD + 400)
+    assert found
+    loop, count = found
+    assert (loop.kind, loop.onset, loop.period) == ("counter", LEAD + 10, 10)
+    assert loop.copies == pytest.approx((count - LEAD) / 10, abs=0.2)
+
+
+@pytest.mark.parametrize("period", [6, 8, 12, 16, 24, 40, 80, 200])
 def test_a_drifting_loop_is_found_nine_times_in_ten(period: int) -> None:
     """A word that is another in half of the copies hides it seldom."""
     found = [first(after_lead(rng, drift(rng, period)), LEAD + 30 * period) for rng in map(chance, range(40))]
     assert sum(loop is not None for loop in found) >= 36
+
+
+def test_a_copy_with_a_slip_belongs_to_the_loop_that_follows() -> None:
+    """The loop is certain when it was clean for as long as another; it began with the second copy all the same."""
+    copy = words(chance(6), 40)
+    slip = [*copy[:10], WORDS, *copy[11:]]
+    found = first(iter([*words(chance(7), LEAD), *copy * 2, *slip, *copy * 6]), LEAD + 400)
+    assert found
+    loop, count = found
+    # The copy after the slip differs from it in the same place.
+    assert (loop.kind, loop.onset, count) == ("exact", LEAD + 40, LEAD + 3 * 40 + 11 + 3 * 40)
+
+
+def test_a_text_that_only_resembled_itself_is_no_part_of_the_loop_that_follows() -> None:
+    """Where more than a tenth differed, it begins where it became clean."""
+    rng = chance(8)
+    copy = words(rng, 5)
+    text = [*words(rng, LEAD), *copy * 3]
+    for _ in range(30):
+        text += [*copy[:4], *words(rng, 1)]
+    clean = len(text)
+    finder = LoopFinder(KINDS)
+    loops = [finder.push(token) for token in [*text, *copy * 25]]
+    assert loops[-1]
+    assert (loops[-1].kind, loops[-1].onset) == ("exact", clean + 5)
+    assert not any(loop and loop.certain for loop in loops[:clean])
+
+
+def test_a_repetition_that_was_given_up_begins_anew() -> None:
+    """At a score of nothing: what came before does not count for what comes after."""
+    rng = chance(9)
+    copy = words(rng, 10)
+    text = [*words(rng, LEAD), *copy, *copy[:6], *words(rng, 1), *copy[7:], *copy * 12]
+    found = first(iter(text), len(text))
+    assert found
+    assert found[0].onset == LEAD + 10 + 7
+
+
+def test_a_repetition_that_ends_is_forgotten_soon() -> None:
+    """However long it was: four tokens that differ are enough."""
+    rng = chance(10)
+    finder = LoopFinder(KINDS)
+    for token in words(rng, 20) * 10:
+        finder.push(token)
+    assert finder.held_from == 20
+    for token in words(rng, 4):
+        finder.push(token)
+    assert finder.held_from == len(finder.tokens) == 204
+
+
+HELD = {
+    # text | where the repetitions begin that are under way at its end
+    "nothing": (list(range(WORDS, WORDS + 40)), 40),
+    "a second copy": (list(range(WORDS, WORDS + 20)) * 2, 20),
+    "one inside of another": ([*range(WORDS, WORDS + 30), *range(WORDS + 20, WORDS + 30)] * 2, 40),
+    "after a number": ([1, *range(WORDS, WORDS + 20), 2, *range(WORDS, WORDS + 10)], 21),
+    "after a long number": ([1, 0, *range(WORDS, WORDS + 20), 1, 1, *range(WORDS, WORDS + 10)], 22),
+    "digits alone": ([1, 2, 3, 4, 5, 6, 7, 8] * 2, 8),
+    "digits inside of others": ([*digits(27182818284590), *digits(314159) * 2] * 2, 26),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_what_may_become_a_loop_is_known_from_its_beginning(name: str) -> None:
+    """The earliest of what repeats now, in either reading."""
+    text, held_from = HELD[name]
+    finder = LoopFinder(KINDS)
+    for token in text:
+        finder.push(token)
+    assert finder.held_from == held_from
+
+
+def test_a_long_repetition_is_not_lost_for_short_ones() -> None:
+    """Of more distances than are followed, the weakest is given up."""
+    rng = chance(11)
+    copy = words(rng, 20)
+    for run in (20, 17, 23, 15, 26, 19, 22):
+        copy += [*[SIGNS] * run, COMMA]
+    finder = LoopFinder(KINDS)
+    for token in [*words(rng, LEAD), *copy * 5]:
+        loop = finder.push(token)
+    assert loop
+    assert (loop.kind, loop.period, loop.onset) == ("exact", len(copy), LEAD + len(copy))
+
+
+def test_a_template_that_is_filled_in_is_no_loop() -> None:
+    """Every copy has another word; where one version comes back, in five copies of twelve, it is one."""
+    rng = chance(12)
+    copy = words(rng, 20)
+
+    def version(word: int) -> list[int]:
+        return [*copy[:10], word, *copy[11:]]
+
+    template = [token for word in words(rng, 60) for token in version(word)]
+    assert first(iter(template), len(template)) is None
+    again = [token for word in words(rng, 5) for token in (*version(WORDS), *version(word))]
+    found = first(iter([*template, *again]), len(template) + len(again))
+    assert found
+    loop, count = found
+    fifth = len(template) + 8 * 20 + 10
+    assert loop.kind == "drift"
+    assert fifth < count <= fifth + 20
+
+
+WORD = list(range(WORDS, WORDS + 9))
+JUDGED = {
+    # copy | tokens until it is certain
+    "words": (WORD, MIN_SPAN),
+    "one word, unevenly": ([WORD[0], COMMA, WORD[0], WORD[0]], 192),
+    "words and a long number": ([*WORD[:3], *[7] * 12], MIN_SPAN),
+    "words and empty lines": ([*WORD[:3], *[LINE_END] * 9], MIN_SPAN),
+    "a few numbers of many": ([0, COMMA, 0, COMMA, 0, COMMA, 0, COMMA, SIGNS], None),
+    "items of signs": ([1, DOT, SIGNS, SIGNS + 1, SIGNS + 2, LINE_END], 12 * 6),
+}
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_a_copy_is_seen_as_it_is(name: str) -> None:
+    """A number of many digits and space are no words and hide none; a word that is said again is no other."""
+    copy, tokens = JUDGED[name]
+    found = first(iter([*words(chance(13), LEAD), *copy * 500]), LEAD + 2000)
+    assert (found and found[1]) == (tokens and LEAD + max(tokens, MIN_SPAN))
+
+
+def test_numbers_that_say_something_take_longer() -> None:
+    """A sentence in which one number counts is a loop at its sixth copy; with other numbers at its twenty-fourth."""
+
+    def sentences(*, counting: bool) -> Iterator[int]:
+        for number in range(1, 60):
+            yield from [*digits(number if counting else 70 * number), *range(WORDS, WORDS + 24)]
+
+    counts = []
+    for counting in (True, False):
+        found = first(sentences(counting=counting), 3000)
+        assert found
+        counts.append(found[0].copies)
+    assert counts == pytest.approx([6, 24], abs=1)
+
+
+def test_where_the_text_is_matters() -> None:
+    """In a block of code numbers may count for ever."""
+    finder = LoopFinder(KINDS)
+    text = counter(chance(15), 24)
+    found = [finder.push(next(text), "code") for _ in range(2000)]
+    assert found[-1]
+    assert not any(loop and loop.certain for loop in found)
 
 
 def rows(rng: random.Random) -> Iterator[int]:
@@ -159,7 +318,7 @@ def test_a_suspicion_comes_before_certainty() -> None:
 def test_after_a_rewind_it_is_as_if_the_rest_had_never_come() -> None:
     """Truncated, the finder says of what follows what a new one says."""
     rng = chance(4)
-    text = [*words(rng, 50), *(words(rng, 20) * 8)]
+    text = [*words(rng, 50), *([*words(rng, 17), 1, 2, 3] * 8)]
     rewound = LoopFinder(KINDS)
     for token in text:
         rewound.push(token)
@@ -167,8 +326,9 @@ def test_after_a_rewind_it_is_as_if_the_rest_had_never_come() -> None:
     fresh = LoopFinder(KINDS)
     for token in text[:70]:
         fresh.push(token)
-    follow = [*text[50:70]] * 6
+    follow = [token for number in range(400, 420) for token in (*text[50:67], *digits(number))]
     assert [rewound.push(token) for token in follow] == [fresh.push(token) for token in follow]
+    assert rewound.held_from == fresh.held_from == 70
     with pytest.raises(ValueError, match="cannot truncate"):
         rewound.truncate(10_000)
 

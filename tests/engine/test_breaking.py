@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.decoding.breaker import HELD, MOST_BREAKS, RESAMPLED, Break, Mode, Words, asked_copies
+from appliance.decoding.loops import LoopFinder
+from appliance.decoding.penalties import repeated_words
 from appliance.decoding.sampling import SamplingParams
 from appliance.engine.completion import CompletionRequest, Delta, complete
 from appliance.engine.session import Session
@@ -112,6 +114,7 @@ def test_penalties_keep_the_loop_from_coming_back() -> None:
 def test_an_answer_that_nobody_has_seen_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not streamed, a loop that comes back costs the whole answer twice, before penalties and the end."""
     monkeypatch.setattr("appliance.decoding.breaker.PENALTY", 0.0)
+    monkeypatch.setattr("appliance.decoding.breaker.EARLY", 0)
     deltas, breaks = run(looping(3, exits=False), streamed=False)
     assert [done.rung for done in breaks][:3] == ["resample", "restart", "restart"]
     assert [done.length for done in breaks if done.rung == "restart"] == [0, 0]
@@ -151,8 +154,16 @@ def test_who_asks_for_repetition_gets_it() -> None:
         ("Say hello 50 times, please.", 50),
         ("Write the line 'I am late' 300 times", 300),
         ("Repeat it until I say stop.", 100),
+        ("List all wards. Do not repeat yourself.", 0),
+        ("The file songs.txt was made by the player. List its lines.", 0),
+        ("Write the menu without repeating a dish, then never say it again and again.", 0),
+        ("Lead me through 8 rounds of box breathing.", 8),
+        ("Write it over and over.", 100),
+        ("Say it 9 times. " + "The pump runs. " * 2000 + "What does it do?", 9),
+        ("List it. " + "Say it 9 times. " * 4000 + "What does it do?", 9),
         ("Write out the lyrics of the song with every chorus.", 100),
         ("Print a hundred copies. No: print the page a hundred times.", 100),
+        ("Print it 50 times. Then say it 5 times more.", 50),
         ("What does error E42 mean?", 0),
         ("Make a table of pumps with 20 rows.", 0),
         ('Write the line "The valve is closed." 75 times, one a line.', 75),
@@ -295,13 +306,21 @@ def test_a_broken_answer_is_what_a_fresh_run_would_say() -> None:
             tokenizer.encode("The nurses of the ward are:\n\nEmily Carter, Ward 3\nJohn Smith, Ward 3\n" * 2)
         )
         wanted = CompletionRequest(prompt=prompt, sampling=GREEDY, max_tokens=220)
-        deltas = [s for s in complete(session, Words.of(tokenizer.token_bytes), wanted) if isinstance(s, Delta)]
+        words = Words.of(tokenizer.token_bytes)
+        deltas = [s for s in complete(session, words, wanted) if isinstance(s, Delta)]
         breaks, said = [done for d in deltas for done in d.breaks], tokens_of(deltas)
         assert [done.rung for done in breaks][:1] == ["resample"]
         cache = session.new_cache(512)
         session.forward(cache, np.array(prompt[:-1]))
-        greedy = [int(session.forward(cache, np.array([t]))[0].argmax()) for t in (prompt[-1], *said)]
+        rows = [session.forward(cache, np.array([t]))[0].copy() for t in (prompt[-1], *said)]
+    # After the break words that repeat are less likely: what is said is the likeliest of the rest.
+    finder, greedy = LoopFinder(words.kinds), []
+    for n, row in enumerate(rows):
+        broken = n >= breaks[0].length
+        greedy.append(int((repeated_words(row, finder.symbols, words.is_word) if broken else row).argmax()))
+        if n < len(said):
+            finder.push(said[n])
     by_chance = {n for done in breaks for n in range(done.length, done.length + RESAMPLED)}
-    if all(done.rung == "resample" for done in breaks):
-        assert [n for n, token in enumerate(said) if token != greedy[n] and n not in by_chance] == []
-    assert greedy[breaks[0].length] != said[breaks[0].length] == breaks[0].replacement
+    assert {done.rung for done in breaks} == {"resample"}
+    assert [n for n, token in enumerate(said) if token != greedy[n] and n not in by_chance] == []
+    assert int(rows[breaks[0].length].argmax()) != said[breaks[0].length] == breaks[0].replacement
