@@ -91,7 +91,9 @@ class Judged:
 def judge_rows(prompts: Sequence[Prompt], rows: Sequence[Mapping[str, Any]]) -> list[Judged]:
     """Judge the rows of one setting, in the order of their prompts."""
     return [
-        Judged(p, r, judge(r["text"], counts=p.counts), p.verify(Answer(r["text"], r["finish"])))
+        Judged(
+            p, r, judge(r["text"], counts=p.counts, table=p.family == "table"), p.verify(Answer(r["text"], r["finish"]))
+        )
         for p, r in zip(prompts, rows, strict=True)
     ]
 

@@ -10,7 +10,8 @@ marks, and either reach the end of the text or make up 40 % of it; unless the co
 - **new words**: most copies bring words that no copy before them had: rows of a table, lines of code, a list's items;
 - **new numbers**: the copies are data rather than prose (at most half of what they say are words), and their numbers
   do more than count up;
-- **counting**: where the request asked for a sequence of numbers, copies without any word are what it asked for.
+- **counting**: where the request asked for a sequence of numbers, copies without any word whose numbers change are
+  what it asked for; where it asked for a table, rows of this kind are.
 
 What it cannot tell: a log that says the same every minute, a column of constant cells, a ruler, a refrain, "say it 50
 times" are repetition without news, and right. It calls them loops; `bench.loops.report` prints how many.
@@ -93,12 +94,13 @@ class _Text:
         return self.text[self.at[start] : stop].strip()
 
 
-def judge(text: str, *, counts: bool = False) -> Found | None:
+def judge(text: str, *, counts: bool = False, table: bool = False) -> Found | None:
     """Find the loop that a text ends in or mostly is; None if there is none.
 
     Args:
         text: whole.
         counts: whether a sequence of numbers was asked for.
+        table: whether a Markdown table was.
     """
     seen = _Text(text)
     runs = [*_periodic(seen.raw), *_periodic(seen.masked), *_aligned(seen)]
@@ -111,7 +113,7 @@ def judge(text: str, *, counts: bool = False) -> Found | None:
         kind = _kind(seen, run)
         if _brings_words(seen, run) or (kind != "exact" and _brings_numbers(seen, run)):
             continue
-        if kind == "counting" and counts:
+        if kind != "exact" and _is_data_asked_for(seen, run, counts=counts, table=table):
             continue
         found.append((run, kind))
     if not found:
@@ -213,6 +215,11 @@ def _kind(seen: _Text, run: _Run) -> Kind:
     if len(masked) > 1:
         return "drift"
     return "counter" if any(_is_word(s) for s in copies[0]) else "counting"
+
+
+def _is_data_asked_for(seen: _Text, run: _Run, *, counts: bool, table: bool) -> bool:
+    said = seen.raw[run.start : run.end]
+    return not any(map(_is_word, said)) and (counts or (table and "|" in said and "\n" in said))
 
 
 def _is_word(symbol: str) -> bool:
