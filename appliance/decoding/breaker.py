@@ -195,7 +195,8 @@ _UNNUMBERED = re.compile(
     r"(?:^|[.!?:,;\n]\s*|\b(?:please|and|then|you|to)\s+)"
     r"(?:(?:repeat|copy)\s+(?:this|it|that|these|the|after|\"|')"
     r"|(?:say|write|repeat|print|output|type|sing|recite|give|show|fill|make|compose)\b[^.!?\n]{0,120}"
-    r"\b(?:over and over|again and again|chorus|refrain|lyrics|verses?|songs?|zeros?|with (?:zeros?|spaces|dashes))\b)",
+    r"\b(?:over and over|again and again|with (?:spaces|dashes)"
+    r"|(?:chorus|refrain|lyrics|verses?|songs?|zeros?)(?!\.\w))\b)",
     re.IGNORECASE,
 )
 _REFUSED = re.compile(r"(?:\bnot|n't|\bnever|\bwithout|\bavoid|\bno)\b[^.!?\n]{0,40}$", re.IGNORECASE)
@@ -317,8 +318,9 @@ class Breaker:
 
     @property
     def _is_list_loop(self) -> bool:
-        enough = WARY if self._finder.wary else CERTAIN
-        return self._items.repeats >= enough and not self._items.may_be_labels
+        if self._finder.wary:
+            return self._items.repeats >= WARY
+        return self._items.repeats >= CERTAIN and not self._items.may_be_labels
 
     def _read(self, index: int, token: int) -> bool:
         data = self.words.token_bytes[token]

@@ -270,7 +270,13 @@ def test_a_list_that_was_mended_may_say_something_again() -> None:
 def test_labels_are_no_list_in_circles() -> None:
     """A few short items in any order are what somebody wanted to know of each of many things."""
     labels = [token for number in ROW * 3 for token in (BULLET, 700 + number, LINE_END)]
-    assert feed(watch(), labels) is None
+    breaker = watch()
+    assert feed(breaker, labels) is None
+    breaker = watch()
+    broken(breaker, LOOP)
+    step = feed(breaker, [LINE_END, *labels])
+    assert step
+    assert (step.loop.kind, step.loop.copies) == ("list", WARY)
 
 
 def test_repeated_items_are_held_back() -> None:

@@ -155,6 +155,7 @@ def test_who_asks_for_repetition_gets_it() -> None:
         ("Write the line 'I am late' 300 times", 300),
         ("Repeat it until I say stop.", 100),
         ("List all wards. Do not repeat yourself.", 0),
+        ("Say what songs.txt holds.", 0),
         ("The file songs.txt was made by the player. List its lines.", 0),
         ("Write the menu without repeating a dish, then never say it again and again.", 0),
         ("Lead me through 8 rounds of box breathing.", 8),
