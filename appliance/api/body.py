@@ -4,6 +4,7 @@ A body is at most `limit_bytes` of UTF-8 JSON, arrives within `timeout_s` and ha
 """
 
 import asyncio
+import json
 import re
 from typing import TypeVar
 
@@ -83,10 +84,21 @@ def decode_json(data: bytes, to: type[T]) -> T:
             found = "a value that is none of the allowed ones"
         raise InvalidRequest(f"cannot use the request: {found[:300]}", param=param and param[:300]) from e
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        # Not the decoder's own text: it may quote what was sent.
-        reason = (
-            str(e) if isinstance(e, msgspec.DecodeError) and str(e).startswith("JSON is malformed") else "not UTF-8"
-        )
-        raise InvalidRequest(f"cannot parse the body as JSON: {reason or 'malformed'}") from e
+        raise InvalidRequest(f"cannot parse the body as JSON: {_fault(data, e)}") from e
     except RecursionError as e:
         raise InvalidRequest("cannot parse the body as JSON: it is nested too deep") from e
+
+
+def _fault(data: bytes, error: Exception) -> str:
+    """Say what is wrong with a body, without the decoder's own text where it may quote what was sent."""
+    if not data.strip():
+        return "it is empty"
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8"
+    if str(error).startswith("JSON is malformed"):
+        return str(error)
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return "it is cut off"
+    return "a string ends in half a character (a lone surrogate)"  # for the decoder that is an early end too

@@ -9,20 +9,24 @@ packages. Regular expressions are matched by Python's `re` where they can be mat
 automaton: a backtracking matcher could be made to run for years, and it would stop the whole daemon. Lark grammars have
 one implementation, so they are replayed, byte by byte.
 
-A reason names a keyword and a place, never the text: reasons reach logs, answers must not.
+A reason names a keyword and a place, never the text: reasons reach logs, answers must not. Of a place, what the schema
+does not name is the answer's own and stands there as `*`.
 
 What this does NOT do: check formats that need other packages (`uri`, `hostname` by all its rules); the grammar enforces
-their syntax.
+their syntax. Of dates and times it checks the syntax only, as the grammar does: 29 February is one of every year.
 """
 
 import base64
-import datetime
 import functools
 import itertools
 import json
 import math
 import re
+import threading
+import time
 from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any, NoReturn
 
 import jsonschema
@@ -31,12 +35,14 @@ from referencing.exceptions import Unresolvable
 
 from appliance.decoding import json_schema
 from appliance.decoding.grammar import Constraint, Vocabulary, compile_grammar
-from appliance.errors import InvalidRequest
+from appliance.errors import InternalError, InvalidRequest
 
 MOST_REFERENCES = 20_000
 """References followed in one validation: a schema can make them multiply without end."""
-MOST_STEPS = 1_000_000
-"""Steps that a backtracking matcher may need at worst before an automaton is used instead."""
+MOST_SECONDS = 5.0
+"""Of processor time for one validation: many patterns times many keys add up, and many values times many items."""
+MOST_STEPS = 10_000_000
+"""Characters that a backtracking matcher may look at, at worst, before an automaton is used instead."""
 
 _STOP_TOKEN = 256
 
@@ -57,7 +63,7 @@ def conforms(constraint: Constraint, text: str, vocabulary: Vocabulary | None = 
     if constraint.kind == "json_schema":
         value, reason = read_json(text)
         return reason or _violation(_validator(constraint.source), value)
-    if constraint.kind == "regex" and (quick := _quick(constraint.source, len(text), searching=False)):
+    if constraint.kind == "regex" and (quick := _quick(constraint.source, text, _RUST_CLASS)):
         return None if quick.fullmatch(text) else "the text does not match the regular expression"
     return _replayed(constraint, text, vocabulary)
 
@@ -121,87 +127,145 @@ def _validator(source: str) -> Any:
     schema = json_schema.parse(source)
     base = json_schema.validator_class(schema)
     known = base.VALIDATORS
+    work = _Work()
     replaced: dict[str, Any] = {
-        "pattern": _pattern,
-        "patternProperties": _pattern_properties,
-        "additionalProperties": _additional_properties,
+        "pattern": functools.partial(_pattern, work),
+        "patternProperties": functools.partial(_pattern_properties, work),
+        "additionalProperties": functools.partial(_additional_properties, work),
+        "multipleOf": _multiple_of,
+        "uniqueItems": json_schema.unique_items,
     }
-    counter = _Counter()
     if base is jsonschema.Draft7Validator:  # the one dialect in which these two may do more than describe
         known = known | {"contentEncoding": None, "contentMediaType": None}
         replaced |= {"contentEncoding": _content_encoding, "contentMediaType": _content_type}
-    replaced |= {k: counter.counted(known[k]) for k in ("$ref", "$dynamicRef", "$recursiveRef") if k in known}
-    made = validators.extend(base, {k: v for k, v in replaced.items() if k in known})
+    # What these two lead to depends on the way there, so nothing can be kept.
+    kept = "$dynamicRef" not in source and "$recursiveRef" not in source
+    references = ("$ref", "$dynamicRef", "$recursiveRef")
+    replaced |= {k: work.counted(known[k], kept=kept) for k in references if k in known}
+    checks = {k: replaced.get(k, check) for k, check in known.items()}
+    made = validators.extend(base, {k: work.timed(check) for k, check in checks.items() if check})
     # An own registry: the package's default one would fetch what it does not know.
     validator = made(schema, registry=json_schema.registry(), format_checker=_formats(base.FORMAT_CHECKER))
-    return validator, counter
+    return validator, work
 
 
-def _violation(judge: tuple[Any, "_Counter"], value: Any) -> str | None:
-    validator, counter = judge
-    counter.restart()
+def _violation(judge: tuple[Any, "_Work"], value: Any) -> str | None:
+    validator, work = judge
     try:
-        error = next(validator.iter_errors(value), None)
+        with work.lock:  # the validator is shared, and its work is that of one validation
+            work.restart()
+            error = next(validator.iter_errors(value), None)
     except (_TooMuchWork, RecursionError):
         return "the schema takes too long to validate against"
     except (Unresolvable, InvalidRequest, OverflowError, ArithmeticError) as e:
         return f"the schema cannot be validated against ({type(e).__name__})"
     if error is None:
         return None
-    return f"{json_schema.pointer(tuple(error.absolute_path))} breaks {error.validator}"
+    named = json_schema.names(validator.schema)
+    place = tuple(key if isinstance(key, int) or key in named else "*" for key in error.absolute_path)
+    return f"{json_schema.pointer(place)} breaks {error.validator}"
 
 
 class _TooMuchWork(Exception):
-    """A validation follows too many references."""
+    """A validation follows too many references, or takes too long."""
 
 
-class _Counter:
-    """Counts the references that one validation follows."""
+class _Work:
+    """Counts the references that one validation follows, and the time that it takes."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
         self.restart()
 
     def restart(self) -> None:
         """Begin another validation."""
         self._followed = itertools.count()
+        self._late = time.thread_time() + MOST_SECONDS
+        self._broken: dict[tuple[int, int], tuple[Any, tuple[str | int, ...]] | None] = {}
+        """By reference and value: the keyword that is broken, and where; None if none is."""
 
-    def counted(self, check: Any) -> Any:
-        """Wrap a keyword's check."""
+    def found(self, pattern: str, text: str) -> bool:
+        """Whether a schema's pattern is found in a string, if there is time left to look."""
+        self._refuse_when_late()
+        return _found(pattern, text)
+
+    def timed(self, check: Any) -> Any:
+        """Wrap a keyword's check: it is made if there is time left for it."""
+
+        def checked(validator: Any, wanted: Any, instance: Any, schema: Any) -> Any:
+            self._refuse_when_late()
+            return check(validator, wanted, instance, schema)
+
+        return checked
+
+    def _refuse_when_late(self) -> None:
+        if time.thread_time() > self._late:
+            raise _TooMuchWork
+
+    def counted(self, check: Any, *, kept: bool) -> Any:
+        """Wrap a reference's check; if its verdict is kept, it is followed once for each value."""
 
         def checked(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[Any]:
-            if next(self._followed) >= MOST_REFERENCES:
-                raise _TooMuchWork
-            yield from check(validator, wanted, instance, schema) or ()
+            both = (id(schema), id(instance))  # parts of the schema and of the answer, which outlive the validation
+            if not kept or both not in self._broken:
+                if next(self._followed) >= MOST_REFERENCES:
+                    raise _TooMuchWork
+                error = next(iter(check(validator, wanted, instance, schema) or ()), None)
+                self._broken[both] = error and (error.validator, tuple(error.relative_path))
+            if broken := self._broken[both]:
+                yield jsonschema.ValidationError("is broken", validator=broken[0], path=broken[1])
 
         return checked
 
 
-# The package's own checks of these three match by backtracking; what they mean is the same.
+# The package's own checks of the first three match by backtracking, and that of multiples divides doubles.
 
 
-def _pattern(validator: Any, pattern: str, instance: Any, _: Any) -> Iterator[jsonschema.ValidationError]:
-    if validator.is_type(instance, "string") and not _found(pattern, instance):
+def _pattern(work: _Work, validator: Any, pattern: str, instance: Any, _: Any) -> Iterator[Any]:
+    if validator.is_type(instance, "string") and not work.found(pattern, instance):
         yield jsonschema.ValidationError("does not match")
 
 
-def _pattern_properties(validator: Any, parts: dict[str, Any], instance: Any, _: Any) -> Iterator[Any]:
+def _pattern_properties(work: _Work, validator: Any, parts: dict[str, Any], instance: Any, _: Any) -> Iterator[Any]:
     if validator.is_type(instance, "object"):
         for (pattern, part), (key, value) in itertools.product(parts.items(), instance.items()):
-            if _found(pattern, key):
+            if work.found(pattern, key):
                 yield from validator.descend(value, part, path=key, schema_path=pattern)
 
 
-def _additional_properties(validator: Any, part: Any, instance: Any, schema: dict[str, Any]) -> Iterator[Any]:
+def _additional_properties(
+    work: _Work, validator: Any, part: Any, instance: Any, schema: dict[str, Any]
+) -> Iterator[Any]:
     if not validator.is_type(instance, "object"):
         return
     named, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
     for key, value in instance.items():
-        if key in named or any(_found(pattern, key) for pattern in patterns):
+        if key in named or any(work.found(pattern, key) for pattern in patterns):
             continue
         if part is False:
             yield jsonschema.ValidationError("has a member too many")
         else:
             yield from validator.descend(value, part, path=key)
+
+
+def _multiple_of(validator: Any, unit: float, instance: Any, _: Any) -> Iterator[jsonschema.ValidationError]:
+    if validator.is_type(instance, "number") and not _is_multiple(instance, unit):
+        yield jsonschema.ValidationError("is no multiple")
+
+
+def _is_multiple(value: float, unit: float) -> bool:
+    """Whether a number is a multiple of another by their decimal digits: in binary 19.99 is none of 0.01."""
+    exact = _exact(unit)
+    quotient = _exact(value) / exact
+    if quotient.denominator == 1:
+        return True
+    # Of more than 15 digits a double does not know all: it may have been a multiple that was written.
+    vague = isinstance(value, float) and len(Decimal(repr(value)).as_tuple().digits) > 15
+    return vague and float(round(quotient) * exact) == value
+
+
+def _exact(value: float) -> Fraction:
+    return Fraction(repr(value)) if isinstance(value, float) else Fraction(value)
 
 
 def _content_encoding(validator: Any, encoding: Any, instance: Any, _: Any) -> Iterator[jsonschema.ValidationError]:
@@ -226,74 +290,71 @@ def _decoded(text: str) -> bytes | None:
 
 # --- formats ----------------------------------------------------------------------------------------------------------
 
-_TIME = re.compile(
-    r"([01]\d|2[0-3]):([0-5]\d):([0-5]\d|60)(?:\.\d+)?(?:z|([+-])([01]\d|2[0-3]):([0-5]\d))", re.I | re.A
+_DAY = (
+    r"(?:02-(?:0[1-9]|[12][0-9])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01]))"
 )
+_DATE = f"[0-9]{{4}}-{_DAY}"
+_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60)(?:\.[0-9]+)?(?:[zZ]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+_SYNTAX = {
+    "date": re.compile(_DATE),
+    "time": re.compile(_TIME),
+    "date-time": re.compile(f"{_DATE}[tT]{_TIME}"),
+}
+"""RFC 3339's, without what a grammar cannot know: leap years and leap seconds."""
 
 
 def _formats(known: jsonschema.FormatChecker) -> jsonschema.FormatChecker:
-    """Add what the package checks only with the help of further ones."""
     made = jsonschema.FormatChecker(())
-    made.checkers = {"time": (_is_time, ()), "date-time": (_is_date_time, ())} | known.checkers
+    made.checkers = known.checkers | {name: (functools.partial(_has_syntax, name), ()) for name in _SYNTAX}
     return made
 
 
-def _is_time(value: object) -> bool:
-    """Whether a string is RFC 3339's full-time; a second 60 exists at the end of a day of UTC only."""
-    if not isinstance(value, str):
-        return True
-    match = _TIME.fullmatch(value)
-    if match is None:
-        return False
-    hours, minutes, seconds, sign, offset_hours, offset_minutes = match.groups()
-    offset = int(offset_hours or 0) * 60 + int(offset_minutes or 0)
-    utc = int(hours) * 60 + int(minutes) - (offset if sign == "+" else -offset)
-    return int(seconds) < 60 or utc % (24 * 60) == 24 * 60 - 1
-
-
-def _is_date_time(value: object) -> bool:
-    if not isinstance(value, str):
-        return True
-    try:
-        datetime.date.fromisoformat(value[:10])
-    except ValueError:
-        return False
-    return value[4:5] == value[7:8] == "-" and value[10:11] in ("T", "t") and _is_time(value[11:])
+def _has_syntax(name: str, value: object) -> bool:
+    return not isinstance(value, str) or _SYNTAX[name].fullmatch(value) is not None
 
 
 # --- regular expressions and grammars ---------------------------------------------------------------------------------
 
-_QUANTIFIED = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|(\)?)([*+?]|\{(\d*)(,?)(\d*)\})", re.DOTALL)
-_NOT_SHARED = re.compile(r"\[\[|&&|--|~~|\\[pPzZAGRbBhHvVKXx]|\(\?|\[\^?\]|\\[0-9]|[*+?}][*+?]")
+_MULTIPLYING = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|(\)(?!\|))?([*+?|]|\{(\d*)(,?)(\d*)\})", re.DOTALL)
+_NOT_SHARED = re.compile(r"\[[^\]]*\[|&&|--|~~|\\[pPzZAGRbBhHvVKXx]|\(\?|\[\^?\]|\\[0-9]|[*+?}][*+?]|\{[\d,]{9}")
+_SPACE_CLASS, _RUST_CLASS = re.compile(r"\\[sS]"), re.compile(r"\\[dDsSwW]")
+"""What `re`, told to keep to ASCII, knows of ASCII text only: in a schema's patterns and in Rust's."""
+_END = re.compile(r"(\\.|\[(?:\\.|[^\]\\])*\])|\$", re.DOTALL)
 
 
-def _quick(pattern: str, size: int, *, searching: bool) -> "re.Pattern[str] | None":
-    """Compile a pattern for `re` if it means the same there and cannot take long on so many characters."""
-    if _NOT_SHARED.search(pattern):
+def _quick(
+    pattern: str, text: str, not_ascii: "re.Pattern[str]", *, searching: bool = False
+) -> "re.Pattern[str] | None":
+    """Compile a pattern for `re` if it means the same there and cannot take long on a text.
+
+    Each way to match is at most as long as text and pattern; repetitions, options and alternatives multiply the ways.
+    """
+    if _NOT_SHARED.search(pattern) or (not text.isascii() and not_ascii.search(pattern)):
         return None
+    size = len(text) + 1
     anchored = pattern.startswith("^") and "|" not in pattern
-    steps = size if searching and not anchored else 1
-    for quantified in _QUANTIFIED.finditer(pattern):
-        group, mark, least, comma, most = quantified.groups()
+    steps = (size + len(pattern)) * (size if searching and not anchored else 1)
+    for part in _MULTIPLYING.finditer(pattern):
+        group, mark, least, comma, most = part.groups()
         if mark is None:
             continue
         if group:
             return None  # what is repeated may hold repetitions: that can be exponential
         if mark in ("*", "+") or (comma and not most):
-            steps *= size + 1
-        elif mark == "?":
+            steps *= size
+        elif mark in ("?", "|"):
             steps *= 2
         elif comma:
             steps *= int(most) - int(least or 0) + 1
         if steps > MOST_STEPS:
             return None
-    return _compiled(pattern)
+    return _compiled(pattern) if steps <= MOST_STEPS else None
 
 
 @functools.lru_cache(maxsize=256)
 def _compiled(pattern: str) -> "re.Pattern[str] | None":
     try:
-        return re.compile(pattern)
+        return re.compile(_END.sub(lambda found: found[1] or r"\Z", pattern), re.ASCII)
     except (re.error, OverflowError, RecursionError):
         return None
 
@@ -302,7 +363,7 @@ def _found(pattern: str, text: str) -> bool:
     """Whether a schema's pattern is found in a string."""
     if r"\s" in pattern.lower():
         text = text.replace("\ufeff", "\u00a0")  # white space for JSON Schema's dialect of patterns, but not for `re`
-    quick = _quick(pattern, len(text), searching=True)
+    quick = _quick(pattern, text, _SPACE_CLASS, searching=True)
     if quick is not None:
         return quick.search(text) is not None
     schema = Constraint("json_schema", json.dumps({"type": "string", "pattern": pattern}))
@@ -321,7 +382,10 @@ def _replayed(constraint: Constraint, text: str, vocabulary: Vocabulary | None) 
         for token in tokens:
             if not state.allows(token):
                 return f"the text leaves the grammar at byte {at}"
-            state.advance(token)
+            try:
+                state.advance(token)
+            except (InvalidRequest, InternalError):  # llguidance's limits
+                return f"the grammar becomes too complex at byte {at}"
             at += 1
     return None if state.complete else "the text ends before the grammar does"
 

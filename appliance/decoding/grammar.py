@@ -177,9 +177,29 @@ def compile_grammar(constraint: Constraint, vocabulary: Vocabulary, bounds: Boun
     """
     if constraint.kind in ("json_schema", "json_object"):
         schema = json_schema.parse(constraint.source) if constraint.kind == "json_schema" else {"type": "object"}
-        matcher = _json_matcher(schema, vocabulary)
+        make = functools.partial(_json_matcher, schema, vocabulary)
         raised = bounds.raised(*json_schema.least_sizes(schema))
-        return Grammar(constraint, vocabulary, matcher, JsonBounds(vocabulary.shapes, raised))
+        return Grammar(constraint, vocabulary, make, JsonBounds(vocabulary.shapes, raised))
+    make = functools.partial(_text_matcher, constraint, vocabulary)
+    embedded = constraint.kind == "lark" and "%json" in constraint.source
+    return Grammar(
+        constraint,
+        vocabulary,
+        make,
+        JsonBounds(vocabulary.shapes, EMBEDDED_BOUNDS, START_OF_TEXT) if embedded else None,
+    )
+
+
+def json_rule(schema: Any) -> str:
+    """Write a schema as a rule's body for a Lark grammar, with the separators of this module.
+
+    Args:
+        schema: as Python objects; `json_schema.check` has seen it.
+    """
+    return f"%json {_for_llguidance(schema)}"
+
+
+def _text_matcher(constraint: Constraint, vocabulary: Vocabulary) -> llguidance.LLMatcher:
     if len(constraint.source) > LONGEST_SOURCE:
         raise InvalidRequest(
             f"cannot use this {_NAMES[constraint.kind]}: {len(constraint.source)} characters, "
@@ -197,22 +217,7 @@ def compile_grammar(constraint: Constraint, vocabulary: Vocabulary, bounds: Boun
         raise InvalidRequest(
             f"cannot use this {_NAMES[constraint.kind]}: {_in_one_line(error)}", hint=_hint(error), param=_PARAM
         )
-    embedded = constraint.kind == "lark" and "%json" in constraint.source
-    return Grammar(
-        constraint,
-        vocabulary,
-        matcher,
-        JsonBounds(vocabulary.shapes, EMBEDDED_BOUNDS, START_OF_TEXT) if embedded else None,
-    )
-
-
-def json_rule(schema: Any) -> str:
-    """Write a schema as a rule's body for a Lark grammar, with the separators of this module.
-
-    Args:
-        schema: as Python objects; `json_schema.check` has seen it.
-    """
-    return f"%json {_for_llguidance(schema)}"
+    return matcher
 
 
 _NAMES = {"regex": "regular expression", "lark": "Lark grammar"}
@@ -280,19 +285,31 @@ class Grammar:
     """A constraint, compiled for one model. `start` is cheap and safe to call from any thread."""
 
     def __init__(
-        self, constraint: Constraint, vocabulary: Vocabulary, matcher: llguidance.LLMatcher, bounds: JsonBounds | None
+        self,
+        constraint: Constraint,
+        vocabulary: Vocabulary,
+        make: Callable[[], llguidance.LLMatcher],
+        bounds: JsonBounds | None,
     ) -> None:
         self.constraint = constraint
         self.vocabulary = vocabulary
-        self._matcher = matcher
+        self._make = make
+        self._matcher: llguidance.LLMatcher | None = make()
         self._bounds = bounds
         self._lock = threading.Lock()
+        self.names_may_end = "patternProperties" in constraint.source
+        """Whether an object may have used all names that it can have; nothing else makes them few."""
 
     def start(self) -> "GrammarState":
         """Begin an answer."""
         with self._lock:
-            matcher = self._matcher.deep_copy()
-        return GrammarState(self, matcher, self._bounds)
+            self._matcher = matcher = self._matcher or self._make()
+            return GrammarState(self, matcher.deep_copy(), self._bounds)
+
+    def forget(self) -> None:
+        """Let go of an automaton that has grown until it failed: whoever keeps the grammar must not keep that too."""
+        with self._lock:
+            self._matcher = None
 
     @functools.cached_property
     def hints(self) -> tuple[int, ...]:
@@ -340,7 +357,11 @@ class GrammarState:
 
     @property
     def complete(self) -> bool:
-        """Whether the text so far satisfies the grammar."""
+        """Whether the text so far satisfies the grammar, and no object in it has two members of one name."""
+        return self._satisfied and not (self._places and self._places[-1].repeats)
+
+    @property
+    def _satisfied(self) -> bool:
         return self._stopped or bool(self._matcher.is_accepting())
 
     @property
@@ -353,7 +374,7 @@ class GrammarState:
         if self._stopped:
             return False
         if token in self._stop:
-            return self.complete
+            return self._satisfied
         return 0 <= token < len(self.grammar.vocabulary) and self._matcher.validate_tokens([token]) == 1
 
     def mask(self, logits: Logits, banned: Collection[int] = ()) -> Logits:
@@ -405,7 +426,7 @@ class GrammarState:
 
     def _bounded(self, bounds: JsonBounds, bits: Bits) -> Bits:
         place = self._places[-1]
-        kept = bounds.narrow(place, bits)
+        kept = bounds.narrow(place, bits, self._look if self.grammar.names_may_end else None)
         if kept is None or kept.any():
             return bits if kept is None else kept
         self._lifted = True
@@ -416,6 +437,14 @@ class GrammarState:
             return bits
         kept[self._way_out[0] >> 3] = 1 << (self._way_out[0] & 7)
         return kept
+
+    def _look(self, tokens: list[int]) -> Bits:
+        matcher = self._matcher.deep_copy()
+        matcher.consume_tokens(tokens)
+        bits = np.zeros_like(self._bits)
+        found = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        bits[: found.size] = found[: bits.size]  # it may be a word longer
+        return bits
 
     def advance(self, token: int) -> None:
         """Add a token.
@@ -469,7 +498,7 @@ class GrammarState:
         Returns:
             Nothing to add if it is complete already; None if no end was found.
         """
-        if self.complete:
+        if self._satisfied:
             return []
         vocabulary = self.grammar.vocabulary
         place = None if self._bounds is None else self._places[-1]
@@ -489,9 +518,11 @@ class GrammarState:
     def _refuse_errors(self) -> None:
         if self._matcher.is_error():
             error = self._matcher.get_error()
+            self.grammar.forget()
+            kind = self.grammar.constraint.kind
             raise InvalidRequest(
-                f"cannot go on with this {self.grammar.constraint.kind}: {_in_one_line(error)}",
-                hint=_hint(error),
+                f"cannot go on with this {_NAMES.get(kind, 'JSON schema')}: {_in_one_line(error)}",
+                hint=_hint(error) if kind in _NAMES else json_schema.TOO_MUCH,
                 param=_PARAM,
             )
 

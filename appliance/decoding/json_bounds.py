@@ -4,6 +4,9 @@ A model that is lost may write white space, digits, letters, items or brackets w
 follows an answer's bytes through JSON; `JsonBounds.narrow` takes away the tokens that would pass a bound, so that what
 remains closes what is open. When nothing would remain, because the schema insists, the bound gives way.
 
+A map whose names are few (`patternProperties`) comes to an end of them: `names_used_up` looks ahead, so that no comma
+and no beginning of a name is written after which only a name could follow that the object has already.
+
 The defaults are far beyond what an answer on a small model needs and may be changed for a test. `Bounds.total` is what
 makes every answer end: 1,024 items of 1,024 items would be within each other bound.
 
@@ -11,6 +14,7 @@ What this does NOT do: check that the bytes are JSON; the grammar has.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -20,6 +24,8 @@ from numpy.typing import NDArray
 from appliance.decoding.text import TokenBytes
 
 Bits = NDArray[np.uint8]
+Look = Callable[[list[int]], Bits]
+"""What a grammar allows after some more tokens."""
 
 OUTSIDE, STRING, ESCAPE, NUMBER, EXPONENT, IDLE = range(6)
 FIRST, NEXT = 1, 2
@@ -29,6 +35,11 @@ _NUMERIC = frozenset(b"0123456789.eE+-")
 _BEGINS = {0x22: (STRING, 0)} | dict.fromkeys(b"-0123456789", (NUMBER, 1))
 _BLANK = frozenset(b" \t\r\n")
 _STRUCTURE = re.compile(rb"[\[\]{},]")
+_ESCAPE = re.compile(rb"\\(?:u[0-9A-Fa-f]{4}|.)", re.DOTALL)
+MOST_LOOKS = 256
+"""Positions that are looked at to find a name that is new; beyond them it is taken for granted."""
+FEW_TOKENS = 64
+"""As many tokens are followed from where a name begins; where more are allowed, there are names enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +130,9 @@ def step(place: Place, data: bytes) -> Place:
         elif mode in (STRING, ESCAPE):
             mode, run = _in_string(mode, run, byte)
             if key is not None and mode == OUTSIDE and frame:
-                repeats = repeats or key in (frame.keys or ())
-                frame, key = frame._replace(keys=(frame.keys or frozenset()) | {key}), None
+                name = _ESCAPE.sub(lambda escape: escape[0].lower(), key) if b"\\" in key else key
+                repeats = repeats or name in (frame.keys or ())
+                frame, key = frame._replace(keys=(frame.keys or frozenset()) | {name}), None
             elif key is not None:
                 key += bytes((byte,))
         elif mode >= NUMBER and byte in _NUMERIC:
@@ -179,6 +191,7 @@ class TokenShapes:
         ends_string: whether it has those and a quotation mark: it may leave a string before it reaches them.
         enders: what stands before a quotation mark -> the tokens in which it does.
         whole: tokens with two quotation marks: they may hold a whole key.
+        texts: bytes -> the tokens that are just these.
         longest: bytes of the longest token.
         openers: the most opening brackets in a token.
         commas: the most commas in a token.
@@ -197,6 +210,7 @@ class TokenShapes:
     ends_string: NDArray[np.bool_]
     enders: dict[bytes, list[int]]
     whole: NDArray[np.bool_]
+    texts: dict[bytes, list[int]]
     longest: int
     openers: int
     commas: int
@@ -220,6 +234,7 @@ class TokenShapes:
             ends_string=structural & np.array([b'"' in data for data in token_bytes]),
             enders=_enders(token_bytes),
             whole=np.array([data.count(b'"') > 1 for data in token_bytes]),
+            texts=_texts(token_bytes),
             longest=max(map(len, token_bytes)),
             openers=max(data.count(b"[") + data.count(b"{") for data in token_bytes),
             commas=max(data.count(b",") for data in token_bytes),
@@ -251,6 +266,14 @@ def _enders(token_bytes: TokenBytes) -> dict[bytes, list[int]]:
         while at >= 0:
             found.setdefault(data[:at], []).append(token)
             at = data.find(b'"', at + 1)
+    return found
+
+
+def _texts(token_bytes: TokenBytes) -> dict[bytes, list[int]]:
+    found: dict[bytes, list[int]] = {}
+    for token, data in enumerate(token_bytes):
+        if data:
+            found.setdefault(data, []).append(token)
     return found
 
 
@@ -292,18 +315,21 @@ class JsonBounds:
         within = after.total < self.bounds.total and (after.mode == IDLE or after.run <= self._limits[after.mode])
         return after._replace(overruns=0) if after.overruns and within else after
 
-    def narrow(self, place: Place, allowed: Bits) -> Bits | None:
+    def narrow(self, place: Place, allowed: Bits, look: Look | None = None) -> Bits | None:
         """Take away the tokens that would pass a bound.
 
         Args:
             place: where the answer is.
             allowed: what the grammar allows, one bit a token, the lowest first; not changed.
+            look: what it allows after some more tokens; given where the names of an object may be used up.
         Returns:
             The bits that remain, perhaps none; None if no bound is near, which is nearly always and costs nothing.
         """
         if place.mode == IDLE:
             return None
         repeating = self._repeating(place, allowed)
+        if look is not None:
+            repeating += self.names_used_up(place, allowed, look)
         unique = _cleared(allowed, repeating) if repeating else allowed
         kept = self._within(place, unique)
         if repeating and (kept is None or not kept.any()):
@@ -311,7 +337,7 @@ class JsonBounds:
         return kept
 
     def _within(self, place: Place, allowed: Bits) -> Bits | None:
-        closing = place.total >= self.bounds.total
+        closing = place.total >= self.bounds.total or place.repeats  # what is invalid for good ends soon
         fitting = self._fitting(place, allowed.size, closing)
         kept = None if fitting is None else allowed & fitting
         if closing and place.awaits == FIRST:
@@ -333,6 +359,32 @@ class JsonBounds:
             return []
         text = self.shapes.token_bytes
         return [t for t in self._those("whole", allowed) if step(place, text[t]).repeats]
+
+    def names_used_up(self, place: Place, allowed: Bits, look: Look) -> list[int]:
+        """Find the tokens after which an object could only have a member whose name it has already."""
+        if place.key is not None:
+            tokens = _among(self._within_names(place), allowed)
+        elif place.awaits:
+            tokens = self._few(allowed)
+        else:
+            closing = self._those("ends_string" if place.mode in (STRING, ESCAPE) else "structural", allowed)
+            tokens = [token for token in closing if b"," in self.shapes.token_bytes[token]]
+        search = _NameSearch(self, look)
+        after = ((token, step(place, self.shapes.token_bytes[token])) for token in tokens)
+        return [token for token, then in after if _begins_name(then) and not search.finds_new(then, [token])]
+
+    def _within_names(self, place: Place) -> list[int]:
+        """Find the tokens with which a name goes on as one does that the object has already."""
+        keys = (place.frame and place.frame.keys) or ()
+        written = place.key or b""
+        rests = (known[len(written) :] for known in keys if known.startswith(written))
+        begun = {rest[:size] for rest in rests for size in range(1, len(rest) + 1)}
+        return [token for text in begun for token in self.shapes.texts.get(text, ())]
+
+    def _few(self, allowed: Bits) -> list[int]:
+        """List the tokens that are allowed, if they are few."""
+        found = np.flatnonzero(np.unpackbits(allowed, bitorder="little"))
+        return found.tolist() if found.size <= FEW_TOKENS else []
 
     def _fitting(self, place: Place, size: int, closing: bool) -> Bits | None:
         """Find the tokens that do not make a string, number or white space too long."""
@@ -392,6 +444,51 @@ def _grows(before: Place, after: Place) -> bool:
     for _ in range(before.depth - after.depth):
         outer = outer.outer if outer else None
     return after.frame is not None and outer is not None and after.frame.items > outer.items
+
+
+class _NameSearch:
+    """Looks for a name that an object has not."""
+
+    def __init__(self, bounds: JsonBounds, look: Look) -> None:
+        self._bounds, self._look = bounds, look
+        self._looks = 0
+        self._known: dict[tuple[bytes | None, int, Frame | None], bool] = {}
+
+    def finds_new(self, place: Place, tokens: list[int]) -> bool:
+        """Whether a name can follow that is new, after tokens that lead to a place."""
+        at = (place.key, place.awaits, place.frame)  # however its bytes are cut into tokens
+        if at not in self._known:
+            self._known[at] = self._finds_new(place, tokens)
+        return self._known[at]
+
+    def _finds_new(self, place: Place, tokens: list[int]) -> bool:
+        self._looks += 1
+        if self._looks > MOST_LOOKS:
+            return True
+        allowed, bounds = self._look(tokens), self._bounds
+        if place.key is None:
+            further = bounds._few(allowed)
+            if not further:
+                return True
+        else:
+            further = _among(bounds._within_names(place), allowed)
+            if _cleared(allowed, further + bounds._repeating(place, allowed)).any():
+                return True
+        text = bounds.shapes.token_bytes
+        after = ((token, step(place, text[token])) for token in further)
+        return any(
+            self.finds_new(then, [*tokens, token]) if _begins_name(then) else not then.repeats for token, then in after
+        )
+
+
+def _begins_name(place: Place) -> bool:
+    """Whether a name comes next or is being written, in an object that has members already."""
+    begun = place.awaits or place.key is not None
+    return bool(begun and place.frame and place.frame.keys)
+
+
+def _among(tokens: list[int], allowed: Bits) -> list[int]:
+    return [token for token in tokens if allowed[token >> 3] >> (token & 7) & 1]
 
 
 def _cleared(bits: Bits, tokens: list[int]) -> Bits:

@@ -9,6 +9,7 @@ What this does NOT do: bound the work of an answer's validation; `conformity` do
 Source: JSON Schema 2020-12 and the drafts before it, by the `jsonschema` package; llguidance's json_schema.md.
 """
 
+import functools
 import json
 import math
 import re
@@ -48,6 +49,8 @@ _SINGLES = (
     *("propertyNames", "then", "unevaluatedItems", "unevaluatedProperties"),
 )
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+_LEFT_OVER = frozenset(("unevaluatedItems", "unevaluatedProperties"))
+"""No grammar takes them, and what `jsonschema` does about them has no bound."""
 _NEWEST = "https://json-schema.org/draft/2020-12/schema"
 _KEYWORDS = {
     "oneOf": "oneOf",
@@ -68,6 +71,9 @@ _HINTS = {
     "maxProperties": "list the properties as required instead",
     "not": "say what is allowed instead of what is not",
 }
+TOO_MUCH = (
+    "use fewer properties and smaller numbers (maxLength, maxItems, repetitions); see that every recursion can end"
+)
 Schema = dict[str, Any] | bool
 Place = tuple[str | int, ...]
 """Keys and indexes from the root of a document."""
@@ -81,8 +87,9 @@ def parse(text: str) -> Schema:
     """
     if len(text) > LONGEST:
         raise _refused(f"{len(text)} characters, expected at most {LONGEST}", "make it smaller")
+    if not text.isascii():
+        _refuse_halves(text)
     try:
-        text.encode()
         schema = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as e:
         found = "too deeply nested" if isinstance(e, RecursionError) else str(e)
@@ -105,19 +112,27 @@ def check(schema: object) -> None:
         raise _refused(f"{len(parts)} subschemas, expected at most {MOST_SCHEMAS}", "make it smaller")
     for where, part in parts:
         _refuse_references(where, part)
+        for keyword in _LEFT_OVER.intersection(part):
+            raise _refused(f"{keyword} at {pointer(where)} is not supported", "use additionalProperties, or items")
     _refuse_demands(parts)
     dialect = validator_class(schema)
     try:
-        dialect.check_schema(schema)
-    except jsonschema.SchemaError as e:
-        place = tuple(e.absolute_path)
-        keyword = next((str(key) for key in reversed(place) if isinstance(key, str)), "type")
-        raise _refused(
-            f"{keyword} at {pointer(place)} breaks {e.validator} of the JSON Schema dialect",
-            f"see the keyword {keyword} in JSON Schema",
-        ) from e
+        error = next(_of_dialect(dialect).iter_errors(schema), None)
     except (re.error, RecursionError, OverflowError, Unresolvable) as e:
         raise _refused(f"the JSON Schema dialect cannot be applied ({type(e).__name__})", "simplify it") from e
+    if error is not None:
+        place = tuple(error.absolute_path)
+        keyword = next((str(key) for key in reversed(place) if isinstance(key, str)), "type")
+        raise _refused(
+            f"{keyword} at {pointer(place)} breaks {error.validator} of the JSON Schema dialect",
+            f"see the keyword {keyword} in JSON Schema",
+        )
+
+
+def unique_items(validator: Any, wanted: Any, instance: Any, _: Any) -> Iterator[jsonschema.ValidationError]:
+    """Check `uniqueItems` in one pass: the package compares each pair where items cannot be sorted."""
+    if wanted and validator.is_type(instance, "array") and len(set(map(_comparable, instance))) < len(instance):
+        yield jsonschema.ValidationError("has equal items")
 
 
 def validator_class(schema: Schema) -> Any:
@@ -138,6 +153,9 @@ def validator_class(schema: Schema) -> Any:
     found = validators.validator_for({"$schema": declared}, default=None)
     if found is None:
         raise _refused("$schema names no known dialect", f"leave $schema out, or use {_NEWEST}")
+    if found is jsonschema.Draft3Validator:
+        # There `required` is a boolean of each member, and the grammar would read it another way.
+        raise _refused("$schema names a dialect older than draft-04", f"leave $schema out, or use {_NEWEST}")
     return found
 
 
@@ -168,6 +186,12 @@ def pointer(place: Place) -> str:
     text = "#" + "".join("/" + part for part in parts)
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= 160 else "..." + text[-157:]
+
+
+def names(schema: object) -> frozenset[str]:
+    """List the members that a schema names."""
+    maps = (part.get("properties") for _, part in subschemas(schema))
+    return frozenset(name for named in maps if isinstance(named, dict) for name in named)
 
 
 def least_sizes(schema: Schema) -> tuple[int, int]:
@@ -221,10 +245,7 @@ def refusal(error: str, where: tuple[Place, dict[str, Any]]) -> InvalidRequest:
         keyword = next((k for text, k in _KEYWORDS.items() if text in words), "")
         keyword = keyword or next((k for k in part if re.search(rf"\b{re.escape(k)}\b", words)), "")
         reason = f"{keyword or 'the schema'} at {pointer(place)}: {words[:200]}"
-    if is_too_much(words):
-        hint = "make its numbers (maxLength, maxItems, repetitions) smaller; see that every recursion can end"
-    else:
-        hint = _HINTS.get(keyword, "leave it out, or express it with other keywords")
+    hint = TOO_MUCH if is_too_much(words) else _HINTS.get(keyword, "leave it out, or express it with other keywords")
     return _refused(reason, hint)
 
 
@@ -236,7 +257,9 @@ def words_of(error: str) -> str:
 def is_too_much(error: str) -> bool:
     """Whether llguidance refused for size, not for a meaning that it does not know."""
     words = error.lower()
-    return any(sign in words for sign in ("too many", "too large", "limit", "fuel", "complex", "noextension"))
+    return any(
+        sign in words for sign in ("too many", "row has", "too large", "limit", "fuel", "complex", "noextension")
+    )
 
 
 def hint_tokens(source: str, encode: Callable[[str], list[int]]) -> tuple[int, ...]:
@@ -255,12 +278,50 @@ def _refuse_size(schema: object) -> None:
     values, level, depth = 0, [schema], 0
     while level:
         values += len(level)
+        for value in level:
+            _refuse_value(value)
         if values > MOST_VALUES:
             raise _refused(f"more than {MOST_VALUES} values", "make it smaller")
         if depth > DEEPEST:
             raise _refused(f"nested deeper than {DEEPEST} levels", "make it flatter, with $defs and $ref")
         depth += 1
         level = [part for value in level if isinstance(value, dict | list) for part in _parts(value)]
+
+
+def _refuse_value(value: object) -> None:
+    if isinstance(value, int | float) and not _is_double(value):
+        raise _refused("a number is beyond what a double can hold", "use smaller numbers")
+    for text in value if isinstance(value, dict) else (value,):
+        if isinstance(text, str) and not text.isascii():
+            _refuse_halves(text)
+
+
+def _is_double(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _refuse_halves(text: str) -> None:
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise _refused("it holds half a character (a lone surrogate)", "send UTF-8, and both halves of an escaped pair")
+
+
+@functools.lru_cache(maxsize=16)
+def _of_dialect(dialect: Any) -> Any:
+    """Make the validator of a dialect's schemas."""
+    made = validators.extend(dialect, {"uniqueItems": unique_items})
+    return made(dialect.META_SCHEMA, format_checker=dialect.FORMAT_CHECKER)
+
+
+def _comparable(value: Any) -> Any:
+    """Give JSON a form that can be hashed, in which 1 is 1.0 and not true."""
+    if isinstance(value, dict):
+        return dict, frozenset((key, _comparable(part)) for key, part in value.items())
+    if isinstance(value, list):
+        return list, tuple(map(_comparable, value))
+    return (bool, value) if isinstance(value, bool) else value
 
 
 def _no_constant(name: str) -> NoReturn:
