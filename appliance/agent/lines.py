@@ -41,10 +41,24 @@ def check(schema: Mapping[str, Any]) -> None:
             raise ValueError(f"lines cannot express {name}: expected an enum, or one of the types {', '.join(_TYPES)}")
         if any(not isinstance(v, str) or not _is_line(v) for v in part.get("enum", ())):
             raise ValueError(f"lines cannot express {name}: expected an enum of texts of one line each")
+        _check_values(name, part)
         label = _label(name, part)
         if not _is_line(label) or ":" in label or label in labels:
             raise ValueError(f"lines cannot express {name}: its title is empty, taken, or has a colon")
         labels.add(label)
+
+
+def _check_values(name: str, part: Mapping[str, Any]) -> None:
+    """Refuse a property that no line can have a value for."""
+    if part.get("enum") == []:
+        raise ValueError(f"lines cannot express {name}: its enum is empty, expected at least one text")
+    if "enum" in part or part["type"] != "string":
+        return
+    least, most = int(part.get("minLength", 0)), min(int(part.get("maxLength", LONGEST_LINE)), LONGEST_LINE)
+    if most < 1:
+        raise ValueError(f"lines cannot express {name}: its maxLength is {most}, expected at least 1")
+    if least > most:
+        raise ValueError(f"lines cannot express {name}: its minLength is {least}, expected at most {most}")
 
 
 def pattern(schema: Mapping[str, Any]) -> str:

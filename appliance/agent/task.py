@@ -1,6 +1,6 @@
 """A task: a named, versioned job with a prompt, the form of its answer, and judges of it, in one YAML file.
 
-    task = load_task(Path("tasks/triage.yaml"))
+    task = load_task(Path("tasks/triage.yaml"))         # `installed` reads a whole directory of them
     prompt = render(task, "The pump is hot.")            # messages, or text to continue
     form = constraint(task)                              # for the grammar
     best = BestOf(judges(task), Context(input="The pump is hot."))
@@ -22,8 +22,10 @@ What this does NOT do: run a task. The engine generates, `best_of` chooses. And 
 what an input tells it to do: bind the answer by a schema, and treat what is free in it as words of a stranger.
 """
 
+import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,13 +37,15 @@ from appliance.agent import lines
 from appliance.config import MAX_YAML_BYTES, convert, load_yaml
 from appliance.decoding import json_schema
 from appliance.decoding.conformity import conforms
-from appliance.decoding.grammar import Constraint
-from appliance.decoding.verifiers import Schema, Verifier
-from appliance.errors import ConfigError, FileProblem, SkerryError
+from appliance.decoding.grammar import Constraint, Vocabulary, compile_grammar
+from appliance.decoding.sampling import SamplingParams
+from appliance.decoding.verifiers import Agreement, Context, Length, Schema, Verdict, Verifier, judge
+from appliance.errors import ConfigError, SkerryError
 from appliance.files import read_limited
 
 INPUT = "{input}"
-MOST_TASKS = 1000
+FORM = "form"
+"""The verdict on whether an answer came to the end of its form."""
 
 NAME_PATTERN = r"\A[a-z0-9][a-z0-9-]{0,63}\Z"
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
@@ -104,6 +108,9 @@ class SchemaOutput(_Part, frozen=True, tag_field="kind", tag="json_schema"):
             raise ValueError(e.message) from e
         if self.written == "lines":
             lines.check(self.schema)
+            _refuse(Constraint("regex", lines.pattern(self.schema)))
+        else:
+            _refuse(Constraint("json_schema", json.dumps(self.schema)))
 
 
 class RegexOutput(_Part, frozen=True, tag_field="kind", tag="regex"):
@@ -129,10 +136,17 @@ class TextOutput(_Part, frozen=True, tag_field="kind", tag="text"):
 
 
 def _refuse(constraint: Constraint) -> None:
+    """Refuse what no model could be held to, so that the file's author is told and not a caller."""
     try:
-        conforms(constraint, "")  # compiles it; what it says of the empty text does not matter
+        compile_grammar(constraint, _bytes())
     except SkerryError as e:
         raise ValueError(e.message) from e
+
+
+@functools.cache
+def _bytes() -> Vocabulary:
+    """One token a byte, and one that ends."""
+    return Vocabulary([bytes([byte]) for byte in range(256)] + [b""], {}, [256], lambda text: list(text.encode()))
 
 
 Output = SchemaOutput | RegexOutput | LarkOutput | TextOutput
@@ -151,6 +165,12 @@ class Sampling(_Part, frozen=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Meta(ge=0.01, le=10)] = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            SamplingParams(**msgspec.structs.asdict(self)).validate(0)
+        except SkerryError as e:
+            raise ValueError(e.message) from e
 
 
 # --- the task ---------------------------------------------------------------------------------------------------------
@@ -197,6 +217,8 @@ class Task(_Part, frozen=True, kw_only=True):
             raise ValueError("two verifiers have the same name, expected one name each")
         if self.shuffle and len(self.prompt.examples) < 2:
             raise ValueError(f"shuffle needs two examples, found {len(self.prompt.examples)}")
+        for verifier in self.verifiers:
+            _check_verifier(verifier, self.candidates)
         for i, example in enumerate(self.prompt.examples, 1):
             self._check_example(i, example)
         for field, values in self.calibration.items():
@@ -204,6 +226,8 @@ class Task(_Part, frozen=True, kw_only=True):
             for value in values:
                 if value not in known:
                     raise ValueError(f"calibration of {field} has {value!r}, which is none of its enum")
+                if not value:
+                    raise ValueError(f"calibration of {field} has an empty value, expected one that has a first token")
 
     def _check_example(self, number: int, example: Example) -> None:
         if isinstance(self.output, SchemaOutput):
@@ -224,30 +248,66 @@ def load_task(path: Path) -> Task:
 
     Raises:
         FileProblem: the file cannot be read.
-        ConfigError: it is no task, or its name is not the file's.
+        ConfigError: as `parse_task`.
     """
-    task = convert(load_yaml(read_limited(path, MAX_YAML_BYTES), str(path)), Task, str(path))
-    if task.name != path.stem:
-        raise ConfigError(f"cannot use {path}: its name is {task.name}, expected {path.stem} as the file's")
+    return parse_task(read_limited(path, MAX_YAML_BYTES), str(path), path.stem)
+
+
+def parse_task(data: bytes, what: str, name: str) -> Task:
+    """Read a task from its file's bytes.
+
+    Args:
+        data: of the file.
+        what: the file, for errors.
+        name: that the task must have.
+    Raises:
+        ConfigError: it is no task, it could not work, or its name is another one.
+    """
+    plain = load_yaml(data, what)
+    try:
+        _refuse_values(plain, "$")
+        task = convert(plain, Task, what)
+    except msgspec.ValidationError as e:
+        raise ConfigError(f"cannot use {what}: {e}", hint=_HINT) from e
+    except ConfigError as e:
+        raise ConfigError(e.message, hint=_HINT) from e.__cause__
+    if task.name != name:
+        raise ConfigError(f"cannot use {what}: its name is {task.name}, expected {name} as the file's", hint=_HINT)
     return task
 
 
-def load_tasks(directory: Path) -> dict[str, Task]:
-    """Read all tasks of a directory, `*.yaml`, in the order of their names.
+_HINT = "docs/reference/tasks.md says what a task file may hold"
 
-    Raises:
-        FileProblem: the directory or a file cannot be read.
-        ConfigError: one is no task.
-    """
+
+def _refuse_values(value: Any, place: str) -> None:
+    """Refuse what YAML has and JSON has not: a date that was meant as text, and numbers that are none."""
+    if isinstance(value, dict | list):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_values(part, f"{place}.{key}" if isinstance(key, str) else f"{place}[{key}]")
+    elif isinstance(value, float | int):
+        if not _is_finite(value):
+            raise msgspec.ValidationError(f"{str(value)[:16]}, expected a number that a double can hold - at `{place}`")
+    elif not isinstance(value, str | None):
+        raise msgspec.ValidationError(f"a {type(value).__name__}, expected text in quotes - at `{place}`")
+
+
+def _is_finite(value: float) -> bool:
     try:
-        paths = sorted(p for p in directory.iterdir() if p.suffix == ".yaml" and not p.name.startswith("."))
-    except OSError as e:
-        raise FileProblem(
-            f"cannot read the tasks in {directory}: {e.strerror}", hint="check tasks_dir in the configuration"
-        ) from e
-    if len(paths) > MOST_TASKS:
-        raise ConfigError(f"cannot use {directory}: {len(paths)} tasks, expected at most {MOST_TASKS}")
-    return {path.stem: load_task(path) for path in paths}
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _check_verifier(verifier: Verifier, candidates: int) -> None:
+    """Refuse one that no answer can pass."""
+    if isinstance(verifier, Agreement) and verifier.votes > candidates:
+        found = f"candidates is {candidates}, expected at least the {verifier.votes} votes that it needs"
+        raise ValueError(f"verifier {verifier.name}: {found}")
+    if isinstance(verifier, Length):
+        for what in ("chars", "words"):
+            least, most = getattr(verifier, f"min_{what}"), getattr(verifier, f"max_{what}")
+            if most is not None and least > most:
+                raise ValueError(f"verifier {verifier.name}: min_{what} is {least}, expected at most max_{what} {most}")
 
 
 def render(task: Task, text: str, order: int = 0) -> list[dict[str, str]] | str:
@@ -318,11 +378,18 @@ def result(task: Task, answer: str) -> str:
 
 
 def judges(task: Task) -> tuple[Verifier, ...]:
-    """The task's verifiers; the schema of its output comes first, if no other one is declared."""
+    """The task's verifiers: its form comes first, then the schema of its output, if no other one is declared."""
     declared = task.verifiers
     if isinstance(task.output, SchemaOutput) and not any(isinstance(v, Schema) for v in declared):
-        return (Schema(schema=task.output.schema), *declared)
-    return declared
+        declared = (Schema(schema=task.output.schema), *declared)
+    # It passes any text: whether the form came to its end only the engine knows, and then `unfinished` is asked.
+    return declared if constraint(task) is None else (Length(name=FORM), *declared)
+
+
+def unfinished(task: Task, text: str, context: Context) -> tuple[Verdict, ...]:
+    """What the judges say of an answer that ended before its form did."""
+    _, *others = judge(judges(task), text, context)
+    return (Verdict(False, FORM, "the answer ended before its form did"), *others)
 
 
 def biases(task: Task) -> dict[str, float]:

@@ -2,28 +2,35 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from appliance.cli import terminal
 from appliance.cli.box import JsonOption, box
 from appliance.cli.output import emit, emit_json, fields, note, number, size
-from appliance.errors import FileProblem, InvalidRequest
+from appliance.errors import ConfigError, FileProblem, InvalidRequest
+
+if TYPE_CHECKING:
+    from appliance.config import Config
 
 app = typer.Typer(no_args_is_help=True, help="Pairs of a better and a worse answer, if the site keeps them.")
 
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="The configuration that the daemon was started with.")
+]
+
 
 @app.command()
-def status(ctx: typer.Context, as_json: JsonOption = False) -> None:
+def status(ctx: typer.Context, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show whether pairs are kept, where, and how many there are.
 
     They are open to the daemon's user and root only.
     """
     from appliance.inferenced import preferences
 
-    config = box(ctx).config()
-    policy, directory = config.preferences, config.preferences_dir
+    settings = _settings(ctx, config)
+    policy, directory = settings.preferences, settings.preferences_dir
     kept = preferences.survey(directory)
     if as_json:
         head = {"enabled": policy.enabled, "directory": str(directory), "max_bytes": policy.max_bytes}
@@ -54,6 +61,7 @@ def export(
         typer.Option(metavar="FORM", help="chat or text: prompts of one form; needed if there are both."),
     ] = None,
     details: Annotated[bool, typer.Option("--details", help="Add kind, time, tokens, verifier and model.")] = False,
+    config: ConfigOption = None,
 ) -> None:
     """Write the pairs as JSONL with prompt, chosen and rejected, as TRL's DPOTrainer reads it.
 
@@ -63,7 +71,7 @@ def export(
 
     from appliance.inferenced import preferences
 
-    directory = box(ctx).config().preferences_dir
+    directory = _settings(ctx, config).preferences_dir
     chosen_kind = None if kind == "all" else kind
     found = [r for r in preferences.records(directory, chosen_kind) if form is None or r.chat == (form == "chat")]
     if len({r.chat for r in found}) > 1:
@@ -79,6 +87,18 @@ def export(
     else:
         _write(Path(file), b"".join(line + b"\n" for line in lines))
     note(f"{number(len(rows))} pairs from {directory}" if rows else f"no pairs in {directory}")
+
+
+def _settings(ctx: typer.Context, config: Path | None) -> "Config":
+    """The configuration of the daemon that keeps the pairs, found as `skerry serve` finds it."""
+    from appliance.config import load_config
+
+    chosen = box(ctx)
+    if config is None:
+        return chosen.config()
+    if chosen.state_dir:
+        raise ConfigError("cannot find the pairs: both --state-dir and --config, expected one of them")
+    return load_config(config)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -1,5 +1,7 @@
 """`skerry serve`: run the inference daemon in the foreground, for systemd or by hand; or check that it could."""
 
+import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,9 +71,11 @@ def _check(settings: "Config") -> None:
     """Look at what the configuration names, and change nothing: `validate` of Ansible's copy and template.
 
     Raises:
-        ConfigError: the daemon could not start, or would refuse every model because of its key directory.
+        ConfigError: the daemon could not start, would refuse every model because of its key directory or every task
+            because of theirs, or would keep no pairs though it is to.
         FileProblem: the models directory cannot be read.
     """
+    from appliance.agent.installed import InstalledTasks
     from appliance.models.store import Store
     from appliance.trust.keys import KeySet
 
@@ -87,10 +91,51 @@ def _check(settings: "Config") -> None:
                 f"cannot serve: preload names {name!a}, which is not installed",
                 hint=f"install it, or take it out of preload; installed: {', '.join(names) or 'none'}",
             )
-    rows = [("models", f"{len(names)} in {models}"), ("keys", f"{len(keys)} trusted in {settings.keys_dir}")]
-    emit("\n".join(fields([*rows, ("preload", ", ".join(settings.preload) or "none"), ("socket", settings.socket)])))
+    tasks = InstalledTasks(settings.tasks).all()
+    pairs = _check_preferences(settings) if settings.preferences.enabled else "none are kept"
+    rows = [
+        ("models", f"{len(names)} in {models}"),
+        ("keys", f"{len(keys)} trusted in {settings.keys_dir}"),
+        ("tasks", f"{len(tasks.tasks)} in {settings.tasks}"),
+        ("preferences", pairs),
+        ("preload", ", ".join(settings.preload) or "none"),
+        ("socket", settings.socket),
+    ]
+    emit("\n".join(fields(rows)))
     if not len(keys):
         note(f"note: no trusted key in {settings.keys_dir}: every model will be refused")
+    if settings.tasks_dir and not settings.tasks.exists():
+        note(f"note: tasks_dir {settings.tasks} is not there: there will be no tasks")
+    for broken in tasks.broken:
+        note(f"note: task {broken.name} will be refused: {broken.details}")
+
+
+def _check_preferences(settings: "Config") -> str:
+    """Look at the directory as the daemon does before it writes there; it makes a missing one itself."""
+    directory = settings.preferences_dir
+    try:
+        info = directory.lstat()
+    except FileNotFoundError:
+        if directory.parent.is_dir():
+            return f"kept in {directory}, which the daemon will make"
+        raise _unusable(directory, f"nor is there {directory.parent}", "make it, or correct the path") from None
+    except OSError as e:
+        raise _unusable(directory, str(e.strerror), "correct the path") from e
+    if not stat.S_ISDIR(info.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(info.st_mode) else "no directory"
+        raise _unusable(directory, f"it is {kind}", "name a directory that only the daemon's user opens")
+    if info.st_mode & 0o077:
+        raise _unusable(directory, f"it has mode {stat.S_IMODE(info.st_mode):04o}", f"run `chmod 700 {directory}`")
+    # root checks for the daemon's user, whose name it does not know
+    if os.geteuid() and info.st_uid != os.geteuid():
+        raise _unusable(directory, f"it belongs to uid {info.st_uid}", "run the daemon as that user, or name another")
+    return f"kept in {directory}"
+
+
+def _unusable(directory: Path, found: str, hint: str) -> ConfigError:
+    return ConfigError(
+        f"cannot keep pairs in preferences.directory {directory}: {found}, expected a directory of mode 0700", hint=hint
+    )
 
 
 def _prepare(folder: Path) -> None:

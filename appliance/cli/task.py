@@ -20,12 +20,14 @@ app = typer.Typer(no_args_is_help=True, help="Named jobs whose answers are verif
 def list_(ctx: typer.Context, as_json: JsonOption = False) -> None:
     """List the installed tasks."""
     with box(ctx).client() as client:
-        found = client.tasks()
+        found = client.task_list()
     if as_json:
-        emit_json({"tasks": found})
+        emit_json(found)
         return
-    rows = [(t.name, t.version, str(t.candidates), t.model or "any", t.description) for t in found]
+    rows = [(t.name, t.version, str(t.candidates), t.model or "any", t.description) for t in found.tasks]
     emit("\n".join(table(("name", "version", "candidates", "model", "what"), rows)) if rows else "no tasks")
+    for broken in found.broken:
+        note(f"broken: {broken.name}: {broken.error}; `skerry serve --check` on the box says more")
 
 
 @app.command(short_help="Give a task an input.")
@@ -50,7 +52,7 @@ def run(
 ) -> None:
     """Give a task an input, and print the best answer.
 
-    Exit code 4 says that no candidate passed all verifiers: the answer is the best of those that failed.
+    Exit code 4 says that the answer is not verified: it is the best of those that failed, or nothing judges it.
     """
     sources = [ask.read_text(path) for path in source or []]
     given = ask.question(text, file or [])
@@ -71,5 +73,7 @@ def _verdict(result: "TaskResult") -> str:
     tried = f"{result.candidates} candidate{'s' if result.candidates != 1 else ''}"
     if failed:
         return f"NOT verified, the best of {tried}: {', '.join(failed)}"
-    passed = ", ".join(v.verifier for v in result.verdicts) or "no verifier is declared"
-    return f"verified by {passed}; {tried}"
+    if not result.verified:
+        why = "it was ended in a loop" if result.finish_reason == "loop" else "the task has no verifier"
+        return f"NOT verified: {why}; {tried}"
+    return f"verified by {', '.join(v.verifier for v in result.verdicts)}; {tried}"

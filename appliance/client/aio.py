@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from appliance.client import protocol
 from appliance.client.client import DEFAULT_TIMEOUT_S, default_socket
 from appliance.client.protocol import Call, Messages
-from appliance.client.types import Answer, Health, ModelInfo, Options, Piece, Status, TaskInfo, TaskResult
+from appliance.client.types import Answer, Health, ModelInfo, Options, Piece, Status, TaskInfo, TaskList, TaskResult
 
 if TYPE_CHECKING:
     from appliance.client.transport import AsyncBody, AsyncTransport
@@ -81,6 +81,10 @@ class AsyncClient:
     async def verify(self, name: str) -> ModelInfo:
         """Have the daemon verify the files of a model, without loading it."""
         return await self._do(protocol.act_on_model(name, "verify"))
+
+    async def task_list(self) -> TaskList:
+        """All installed tasks, and the files that hold none."""
+        return await self._do(protocol.task_list())
 
     async def tasks(self) -> tuple[TaskInfo, ...]:
         """All installed tasks."""

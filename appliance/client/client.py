@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from appliance.client import protocol
 from appliance.client.protocol import Call, Messages
-from appliance.client.types import Answer, Health, ModelInfo, Options, Piece, Status, TaskInfo, TaskResult
+from appliance.client.types import Answer, Health, ModelInfo, Options, Piece, Status, TaskInfo, TaskList, TaskResult
 
 if TYPE_CHECKING:
     from appliance.client.transport import Body, Transport
@@ -100,6 +100,10 @@ class Client:
     def verify(self, name: str) -> ModelInfo:
         """Have the daemon verify the files of a model, without loading it."""
         return self._do(protocol.act_on_model(name, "verify"))
+
+    def task_list(self) -> TaskList:
+        """All installed tasks, and the files that hold none."""
+        return self._do(protocol.task_list())
 
     def tasks(self) -> tuple[TaskInfo, ...]:
         """All installed tasks."""

@@ -32,12 +32,13 @@ from appliance.client.types import (
     Status,
     Structure,
     TaskInfo,
+    TaskList,
     TaskResult,
     Timings,
     ToolCall,
     Usage,
 )
-from appliance.errors import DaemonUnreachable, InvalidRequest, error_class
+from appliance.errors import DaemonUnreachable, InvalidRequest, TaskNotFound, error_class
 
 T = TypeVar("T")
 Messages = str | Sequence[Message | Mapping[str, Any]]
@@ -140,15 +141,24 @@ def model(name: str) -> Call[ModelInfo]:
     return Call("GET", _model_path(name), _reader(ModelInfo), quick=True)
 
 
+def task_list() -> Call[TaskList]:
+    """Ask for all installed tasks, and for the files that hold none."""
+    return Call("GET", "/skerry/v1/tasks", _reader(TaskList), quick=True)
+
+
 def tasks() -> Call[tuple[TaskInfo, ...]]:
     """Ask for all installed tasks."""
-    return Call("GET", "/skerry/v1/tasks", lambda reply: _reader(_Tasks)(reply).tasks, quick=True)
+    return Call("GET", "/skerry/v1/tasks", lambda reply: _reader(TaskList)(reply).tasks, quick=True)
 
 
 def run_task(name: str, text: str, sources: Sequence[str], model: str | None) -> Call[TaskResult]:
     """Ask for the result of a task."""
-    if name in ("", ".", ".."):
-        raise InvalidRequest(f"cannot run task {name!r}: expected the name of an installed task", param="task")
+    if name in ("", ".", "..") or "/" in name:  # another path than a task's, whatever quotes it
+        raise TaskNotFound(
+            f"cannot run task {name!r}: it is not installed",
+            hint="list the tasks with: skerry task list",
+            param="task",
+        )
     body: dict[str, Any] = {"input": text}
     body |= {"sources": sources} if sources else {}
     body |= {"model": model} if model is not None else {}
@@ -231,10 +241,6 @@ class _Wire(msgspec.Struct, frozen=True):
 
 class _Models(msgspec.Struct, frozen=True):
     models: tuple[ModelInfo, ...]
-
-
-class _Tasks(msgspec.Struct, frozen=True):
-    tasks: tuple[TaskInfo, ...]
 
 
 class _ModelId(msgspec.Struct, frozen=True):

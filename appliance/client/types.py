@@ -209,6 +209,20 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
     candidates: int = 1
 
 
+class BrokenTask(msgspec.Struct, frozen=True, kw_only=True):
+    """A task's file that cannot be used, and why."""
+
+    name: str
+    error: str = ""
+
+
+class TaskList(msgspec.Struct, frozen=True, kw_only=True):
+    """What lies in the tasks' directory."""
+
+    tasks: tuple[TaskInfo, ...]
+    broken: tuple[BrokenTask, ...] = ()
+
+
 class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a task."""
 
@@ -218,7 +232,7 @@ class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
     output: str = ""
     """The best candidate: text, or JSON of the task's schema."""
     verified: bool = False
-    """Whether every verifier passed it."""
+    """Whether every verifier passed it; never without one."""
     verdicts: tuple[Verdict, ...] = ()
     finish_reason: str | None = None
     candidates: int = 0

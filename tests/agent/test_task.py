@@ -1,6 +1,7 @@
 """Tasks are read strictly, render the same prompt every time, and make JSON of what the model wrote."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.agent import lines
-from appliance.agent.task import biases, constraint, judges, load_task, load_tasks, render, result, written
+from appliance.agent.task import biases, constraint, judges, load_task, render, result, unfinished, written
 from appliance.config import dump_yaml
 from appliance.decoding.conformity import conforms
-from appliance.errors import ConfigError, FileProblem
+from appliance.decoding.verifiers import NOTHING
+from appliance.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +66,8 @@ def task(tmp_path):
     return make
 
 
+FREE = {"output__written": "json", "prompt__examples": []}
+EMPTY = {"type": "object", "properties": {"a": {"enum": ["", "x"]}}}
 # what is wrong | change | words of the error
 WRONG = [
     ("unknown key", {"promt": {}}, "promt"),
@@ -88,6 +92,34 @@ WRONG = [
     ("calibration of no value", {"calibration": {"category": {"roof": 1.0}}}, "roof"),
     ("calibration of no field", {"calibration": {"colour": {"red": 1.0}}}, "red"),
     ("calibration of text", {"output": {"kind": "text"}, "prompt__examples": [], "calibration": {"a": {}}}, "json_sch"),
+    (
+        "schema that cannot be held to",
+        FREE | {"output__schema": {"type": "object", "not": {"type": "null"}}},
+        "not at #",
+    ),
+    (
+        "schema of too large a number",
+        FREE | {"output__schema": {"type": "string", "minLength": 10**400}},
+        "a double can",
+    ),
+    ("seed beyond 64 bits", {"sampling": {"seed": 2**63}}, "64 bits"),
+    ("temperature that is none", {"sampling": {"temperature": math.nan}}, r"nan, .* at `\$\.sampling\.temperature`"),
+    ("more characters than may be", {"verifiers": [{"kind": "length", "min_chars": 9, "max_chars": 3}]}, "max_chars 3"),
+    ("more words than may be", {"verifiers": [{"kind": "length", "min_words": 9, "max_words": 3}]}, "max_words 3"),
+    ("agreement with oneself", {"verifiers": [{"kind": "agreement"}]}, "candidates is 1, expected at least the 2"),
+    ("enum without a value", {"output__schema__properties__category": {"enum": []}}, "enum is empty"),
+    (
+        "lines without room",
+        {"output__schema__properties__about": {"type": "string", "maxLength": 0}},
+        "expected at least 1",
+    ),
+    (
+        "lines that are too long",
+        {"output__schema__properties__about": {"type": "string", "minLength": 500}},
+        "at most 200",
+    ),
+    ("calibration of an empty value", FREE | {"output__schema": EMPTY, "calibration": {"a": {"": 1.0}}}, "empty value"),
+    ("verifier of the form's name", {"verifiers": [{"kind": "length", "name": "form"}]}, "same name"),
 ]
 
 
@@ -98,6 +130,16 @@ def test_wrong_task_is_refused_in_words(task, change, words):
     with pytest.raises(ConfigError, match=words) as refused:
         task(**change) if named is None else task(name=named)
     assert ".yaml" in refused.value.message
+    assert refused.value.hint
+
+
+def test_a_date_without_quotes_is_refused(task, tmp_path):
+    """YAML makes a date of it, and no answer in JSON could ever equal that."""
+    task(**FREE, output__schema={"const": "DAY"})
+    file = tmp_path / "sort.yaml"
+    file.write_text(file.read_text().replace("DAY", "2020-01-01"))
+    with pytest.raises(ConfigError, match=r"a date, expected text in quotes - at `\$\.output\.schema\.const`"):
+        load_task(file)
 
 
 def test_name_is_the_files_name(task, tmp_path):
@@ -106,19 +148,6 @@ def test_name_is_the_files_name(task, tmp_path):
     (tmp_path / "sort.yaml").rename(tmp_path / "other.yaml")
     with pytest.raises(ConfigError, match="expected other"):
         load_task(tmp_path / "other.yaml")
-
-
-def test_directory_of_tasks(task, tmp_path):
-    """By name, in order; other files are none; a wrong one is an error, and so is a directory that is not there."""
-    task("b"), task("a")
-    (tmp_path / "notes.txt").write_text("x")
-    (tmp_path / ".hidden.yaml").write_text("x")
-    assert list(load_tasks(tmp_path)) == ["a", "b"]
-    (tmp_path / "c.yaml").write_text("format: 1\n")
-    with pytest.raises(ConfigError, match=r"c\.yaml"):
-        load_tasks(tmp_path)
-    with pytest.raises(FileProblem, match="cannot read the tasks"):
-        load_tasks(tmp_path / "none")
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
@@ -174,7 +203,8 @@ def test_lines_become_json_that_the_schema_judges(task):
     said = "About: a big drill\nCategory: equipment"
     assert conforms(pattern, said) is None
     assert json.loads(result(sort, said)) == {"about": "a big drill", "category": "equipment"}
-    (schema,) = judges(sort)
+    form, schema = judges(sort)
+    assert form.name == "form"
     assert schema.check(result(sort, said)).passed
     for wrong in ("About: drill\nCategory: roof", "About: \nCategory: building", "Category: building", "", "{}"):
         assert conforms(pattern, wrong) is not None
@@ -260,15 +290,23 @@ def test_other_outputs(task):
         other = task(output=output, prompt__examples=[{"input": "x", "output": "aa"}])
         found = constraint(other)
         assert (found.kind if found else None) == kind
-        assert judges(other) == ()
+        assert [v.name for v in judges(other)] == (["form"] if kind else [])
         assert written(other, "aa") == result(other, "aa") == "aa"
 
 
 def test_declared_schema_takes_the_place_of_the_outputs(task):
     """One schema verifier, the author's; others stand beside it."""
     sort = task(verifiers=[{"kind": "schema", "name": "mine", "schema": {"type": "object"}}, {"kind": "length"}])
-    assert [v.name for v in judges(sort)] == ["mine", "length"]
-    assert [v.name for v in judges(task(verifiers=[{"kind": "length"}]))] == ["schema", "length"]
+    assert [v.name for v in judges(sort)] == ["form", "mine", "length"]
+    assert [v.name for v in judges(task(verifiers=[{"kind": "length"}]))] == ["form", "schema", "length"]
+
+
+def test_an_answer_that_ended_before_its_form_fails(task):
+    """Whatever the other judges say of it: a number that was cut is a number too."""
+    sort = task(**FREE, output__schema={"type": "integer"})
+    verdicts = unfinished(sort, "1234", NOTHING)
+    assert [(v.verifier, v.passed) for v in verdicts] == [("form", False), ("schema", True)]
+    assert verdicts[0].reason == "the answer ended before its form did"
 
 
 def test_calibration_is_taken_off_where_the_value_is_written(task):

@@ -311,7 +311,8 @@ def test_check_of_a_good_configuration(skerry, configured, served, folder):
     """--check says what it found, starts nothing and makes nothing."""
     result = skerry("serve", "--check", "--config", configured(preload="[good]"))
     assert (result.code, result.err, served) == (0, "", [])
-    told = [f"models 1 in {folder}/models", f"keys 1 trusted in {folder}/keys", "preload good"]
+    told = [f"models 1 in {folder}/models", f"keys 1 trusted in {folder}/keys", f"tasks 0 in {folder}/tasks"]
+    told += ["preferences none are kept", "preload good"]
     assert " ".join(result.out.split()) == " ".join([*told, f"socket {folder}/run/s.sock"])
     assert not (folder / "run" / "s.sock").exists()
 
@@ -346,6 +347,57 @@ def test_check_of_a_key_that_is_none(skerry, configured, folder):
     """One key file that cannot be read refuses the whole directory."""
     (folder / "keys" / "other.pub").write_text("hello")
     assert skerry("serve", "--check", "--config", configured()).code == 2
+
+
+def preferences(directory):
+    return f"{{enabled: true, directory: {directory}}}"
+
+
+def test_check_of_preferences(skerry, configured, tmp_path):
+    """The daemon makes their directory, so it may be missing; what the daemon would refuse is an error."""
+    kept = tmp_path / "kept"
+    result = skerry("serve", "--check", "--config", configured(preferences=preferences(kept)))
+    assert (result.code, result.err, kept.exists()) == (0, "", False)
+    assert "which the daemon will make" in " ".join(result.out.split())
+    kept.mkdir(mode=0o700)
+    assert skerry("serve", "--check", "--config", configured(preferences=preferences(kept))).code == 0
+    (tmp_path / "link").symlink_to(kept)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o755)
+    (tmp_path / "file").touch()
+    for name, found in (
+        ("link", "it is a symbolic link"),
+        ("open", "it has mode 0755"),
+        ("file", "it is no directory"),
+        ("none/kept", "nor is there"),
+    ):
+        result = skerry("serve", "--check", "--config", configured(preferences=preferences(tmp_path / name)))
+        assert (result.code, result.out) == (2, ""), name
+        assert f"{tmp_path / name}: {found}" in " ".join(result.err.split()), name
+        assert "hint:" in result.err
+    off = preferences(tmp_path / "link").replace("true", "false")
+    assert skerry("serve", "--check", "--config", configured(preferences=off)).code == 0
+
+
+def test_check_of_tasks(skerry, configured, folder, tmp_path):
+    """A task that cannot be used is told whole, since the operator wrote it; a directory that is none is an error."""
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    good = 'format: 1\nname: good\nversion: "1"\nprompt: {}\n'
+    (tasks / "good.yaml").write_text(good)
+    (tasks / "bad.yaml").write_text(good.replace("good", "bad") + "colour: red\n")
+    (tasks / "link.yaml").symlink_to("/etc/hostname")
+    result = skerry("serve", "--check", "--config", configured())
+    assert result.code == 0
+    assert f"tasks 1 in {tasks}" in " ".join(result.out.split())
+    told = " ".join(result.err.split())
+    assert "task bad will be refused: " in told
+    assert "unknown field `colour`" in told
+    assert "task link will be refused: " in told
+    none = skerry("serve", "--check", "--config", configured(tasks_dir=tmp_path / "none"))
+    assert (none.code, "is not there: there will be no tasks" in none.err) == (0, True)
+    file = skerry("serve", "--check", "--config", configured(tasks_dir=tasks / "good.yaml"))
+    assert (file.code, "cannot use tasks directory" in file.err) == (2, True)
 
 
 def test_check_of_a_folder_makes_nothing(skerry, tmp_path, served):

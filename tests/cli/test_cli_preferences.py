@@ -53,6 +53,27 @@ def test_status_json(skerry, kept):
     }
 
 
+def test_a_configuration_says_where(skerry, kept, tmp_path):
+    """A daemon that runs with `--config` and a directory of its own can be looked at and exported."""
+    box = kept(text=False)
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "models_dir: /m\nkeys_dir: /k\nsocket: /s\n"
+        f"preferences: {{enabled: true, directory: {box}/preferences, max_bytes: 4096}}\n"
+    )
+    value = json.loads(skerry("preferences", "status", "--config", file, "--json").out)
+    assert (value["directory"], value["enabled"], value["max_bytes"], value["pairs"]) == (
+        f"{box}/preferences",
+        True,
+        4096,
+        1,
+    )
+    assert len(skerry("preferences", "export", "-", "--config", file).out.splitlines()) == 1
+    both = skerry("--state-dir", box, "preferences", "export", "-", "--config", file)
+    assert (both.code, both.out) == (2, "")
+    assert "both --state-dir and --config" in both.err
+
+
 def test_status_of_a_box_that_kept_nothing(skerry, tmp_path):
     """No directory is no error."""
     assert json.loads(skerry("--state-dir", tmp_path, "preferences", "status", "--json").out)["pairs"] == 0
