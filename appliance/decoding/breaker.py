@@ -336,6 +336,8 @@ class Breaker:
             return
         rung = self._rung(loop)
         length = 0 if rung == "restart" else max(loop.onset, self.settled)
+        if rung in ("resample", "penalize"):
+            length = self._next_item(length, loop)
         if rung == "stop":
             length = self._good_end(length, loop)
         append = self.words.end_thinking if rung == "end_thinking" else ()
@@ -358,6 +360,16 @@ class Breaker:
         if may_restart:
             return "restart"
         return "penalize" if tries <= 2 else "stop"
+
+    def _next_item(self, length: int, loop: Loop) -> int:
+        """Go on to where a line begins to say something, if one begins within the second copy.
+
+        Lines often end alike before they are alike: what has to be another one is the next line, not this one's end.
+        """
+        tokens, data = self._finder.tokens, self.words.token_bytes
+        end = min(len(tokens), length + loop.period)
+        start = next((at for at in range(max(1, length), end) if data[tokens[at - 1]].endswith(b"\n")), end)
+        return next((at for at in range(start, end) if self.words.kinds.word[tokens[at]]), length)
 
     def _good_end(self, length: int, loop: Loop) -> int:
         """Go back to the end of a line or sentence, as long as the first copy is not lost."""
@@ -415,7 +427,7 @@ class Breaker:
 
     def _note(self, rung: Rung, loop: Loop, length: int) -> Break:
         tokens = self._finder.tokens
-        rejected = tuple(tokens[length : length + KEPT_PERIODS * loop.period])
+        rejected = tuple(tokens[length : max(length, loop.onset) + KEPT_PERIODS * loop.period])
         done = Break(
             rung, loop.kind, loop.onset, loop.period, loop.copies, loop.likeness, len(tokens), length, rejected
         )
