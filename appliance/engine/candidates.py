@@ -25,6 +25,7 @@ class Finished:
         finish_reason: why it ended.
         usage: what it took; `prompt_tokens` counts those that an earlier candidate has computed too.
         breaks: what was done about loops.
+        complete: whether it came to its grammar's end; None without one.
     """
 
     index: int
@@ -32,6 +33,7 @@ class Finished:
     finish_reason: FinishReason
     usage: Usage
     breaks: tuple[Break, ...]
+    complete: bool | None = None
 
 
 def complete_until(
@@ -62,7 +64,8 @@ def complete_until(
             breaks += step.breaks
             if step.finish_reason is None or step.usage is None:
                 continue
-            if enough(Finished(index, "".join(text), step.finish_reason, step.usage, tuple(breaks))):
+            usage, done = step.usage, tuple(breaks)
+            if enough(Finished(index, "".join(text), step.finish_reason, usage, done, step.complete)):
                 return
 
 

@@ -21,7 +21,7 @@ from appliance.engine.generate import Ended, Event, Prefilled, Rewound, Token, g
 from appliance.engine.session import Cache, Session
 
 if TYPE_CHECKING:
-    from appliance.decoding.grammar import Grammar
+    from appliance.decoding.grammar import Grammar, GrammarState
 
 FinishReason: TypeAlias = Literal["stop", "length", "loop"]
 
@@ -68,7 +68,9 @@ class Delta:
         usage: set in the last delta only.
         tokens: ids of the tokens that are now final.
         breaks: what was done about loops in this step.
-        complete: set in the last delta only: whether the answer's grammar is satisfied; None without one.
+        complete: set in the last delta only: whether the answer came to its grammar's end; None without one. An answer
+            that was cut, by its length or a stop text, did only where nothing more could have come.
+        at_stop_text: set in the last delta only: whether a stop text ended the answer.
     """
 
     text: str
@@ -78,6 +80,7 @@ class Delta:
     tokens: tuple[int, ...] = ()
     breaks: tuple[Break, ...] = ()
     complete: bool | None = None
+    at_stop_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def complete(
     now = time.monotonic()
     first = first or now
     usage = Usage(len(prompt), answer.length, first - started, now - first, answer.rewound)
-    yield from answer.finish(answer.ended or "length", usage, grammar.complete if grammar else None)
+    yield from answer.finish(answer.ended or "length", usage, grammar)
 
 
 class _Text:
@@ -164,6 +167,7 @@ class _Text:
         self._settled = 0
         self._breaks: list[Break] = []
         self._ended: Literal["stop", "loop"] | None = None
+        self._closing = False
         self.rewound = 0
 
     @property
@@ -188,6 +192,7 @@ class _Text:
             self._held = [(token, self._say(token, self._now)) for token, _ in self._held]
             if event.done:
                 self._breaks.append(event.done)
+                self._closing = event.done.rung in ("complete", "stop")
         elif isinstance(event, Ended):
             self._ended = event.reason
 
@@ -213,7 +218,7 @@ class _Text:
         if not ready:
             yield self._delta("")
 
-    def finish(self, reason: FinishReason, usage: Usage, complete: bool | None) -> Iterator[Delta]:
+    def finish(self, reason: FinishReason, usage: Usage, grammar: "GrammarState | None") -> Iterator[Delta]:
         """Give out all the rest."""
         text, stops = self._now
         tail = ""
@@ -221,10 +226,15 @@ class _Text:
             # Nothing more will come that could complete a character or a stop string.
             tail = stops.push(text.finish())[0] + stops.finish()
             reason = "stop" if stops.hit is not None else reason
+        if self._closing and reason == "stop":
+            reason = "loop"  # a stop text came in the words that close it
+        cut = reason == "length" or stops.hit is not None
+        complete = None if grammar is None else grammar.ended if cut else grammar.complete
         for token, said in self._held[:-1]:
             yield self._delta(said, token)
         last = self._delta(self._held[-1][1] + tail, self._held[-1][0]) if self._held else self._delta(tail)
-        yield replace(last, finish_reason=reason, usage=usage, complete=complete)
+        at_stop_text = stops.hit is not None
+        yield replace(last, finish_reason=reason, usage=usage, complete=complete, at_stop_text=at_stop_text)
 
     def _delta(self, said: str, token: Token | None = None) -> Delta:
         breaks, self._breaks = tuple(self._breaks), []

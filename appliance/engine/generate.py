@@ -229,7 +229,7 @@ class _Answer:
         ended: Literal["stop", "loop"] | None = "loop" if step.rung == "stop" else None
         if step.rung == "complete" and self._grammar:
             rest = self._grammar.shortest_completion()
-            append, ended = rest or (), "loop" if rest is None else "stop"
+            append, ended = rest or (), "loop"
         for token in append:
             if not self.has_room:
                 self.ended = None

@@ -24,7 +24,7 @@ from appliance.config import Limits
 from appliance.engine.completion import CompletionRequest, Delta, complete
 from appliance.engine.generate import Prefilled
 from appliance.engine.scheduler import Job, Scheduler
-from appliance.errors import Cancelled, SkerryError, TooManyRequests
+from appliance.errors import Cancelled, InternalError, SkerryError, TooManyRequests
 from appliance.inferenced.metrics import Metrics
 from appliance.inferenced.models import Loaded, ModelHost
 from appliance.inferenced.preferences import PreferenceStore, keep_breaks
@@ -157,7 +157,9 @@ class Completions:
                 await _while_connected(request, _drain(run))
                 self._completed(run, body)
                 # A form is judged again here, which can take milliseconds.
-                return JSONResponse(await asyncio.to_thread(shape.whole, run.answers, run.timings))
+                with self._judging(loaded.name):
+                    answer = await asyncio.to_thread(shape.whole, run.answers, run.timings)
+                return JSONResponse(answer)
             # The first step comes before the headers, so that what fails early still has a status of its own.
             first = await _while_connected(request, run.next())
         except BaseException:
@@ -191,6 +193,15 @@ class Completions:
         if prompt is not None:
             for answer in run.answers:
                 keep_breaks(self.preferences, prompt, answer, run.loaded)
+
+    @contextlib.contextmanager
+    def _judging(self, name: str) -> Iterator[None]:
+        """Count an answer that turns out to be a defect when it is read; its job has ended as done."""
+        try:
+            yield
+        except InternalError as e:
+            self.metrics.ended(name, e)
+            raise
 
     def _start(self, loaded: Loaded, steps: list[Iterator[Delta | Prefilled]], uid: int) -> Run:
         loop, said = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Delta | SkerryError | None]]()
@@ -240,7 +251,9 @@ class Completions:
                     yield event(chunk)
             step = first
             while step is not None:
-                for chunk in shape.piece(*step, usage):
+                with self._judging(run.loaded.name):
+                    chunks = shape.piece(*step, usage)
+                for chunk in chunks:
                     yield event(chunk)
                 step = await run.next()
             self._completed(run, body)

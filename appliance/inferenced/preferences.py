@@ -264,11 +264,7 @@ def keep_breaks(store: PreferenceStore, prompt: str | Messages, answer: "Answer"
     words = loaded.tokenizer.token_bytes
     chosen = "".join(answer.text)
     for i, done in enumerate(answer.breaks):
-        if (
-            done.replacement is None
-            or done.rung == "restart"
-            or any(later.length < done.length for later in answer.breaks[i + 1 :])
-        ):
+        if done.replacement is None or any(later.length < done.length for later in answer.breaks[i + 1 :]):
             continue
         tokens = [*answer.tokens[: done.length], *done.rejected]
         rejected = b"".join(words[token] for token in tokens).decode("utf-8", "replace")
@@ -278,18 +274,23 @@ def keep_breaks(store: PreferenceStore, prompt: str | Messages, answer: "Answer"
             "loop": done.kind,
             "period": done.period,
         }
-        store.record_break(prompt, chosen, rejected, done.rejected[0], done.alternatives, meta)
+        # Where an answer began anew, its rivals are those of its first token.
+        rivals = () if done.length < done.onset else done.alternatives
+        store.record_break(prompt, chosen, rejected, tokens[max(done.length, done.onset)], rivals, meta)
 
 
 def keep_group(
     store: PreferenceStore, prompt: str | Messages, judged: Sequence[Candidate], winner: Candidate, model: str
 ) -> None:
-    """Keep a verified candidate against those that a verifier did not pass."""
+    """Keep a verified candidate against those that a verifier did not pass, each once: with the first of these."""
     if not winner.verified:
         return
+    kept: set[str] = set()
     for verdict in winner.verdicts:
         name = verdict.verifier
-        worse = [c.text for c in judged if any(v.verifier == name and not v.passed for v in c.verdicts)]
+        failed = [c.text for c in judged if any(v.verifier == name and not v.passed for v in c.verdicts)]
+        worse = [text for text in failed if text not in kept]
+        kept.update(worse)
         if worse:
             store.record_group(prompt, winner.text, worse, name, {"model": model})
 

@@ -10,6 +10,7 @@ grammar's own word is taken.
 """
 
 import json
+import logging
 
 from appliance.decoding.conformity import conforms
 from appliance.decoding.grammar import Constraint, Vocabulary
@@ -18,11 +19,14 @@ from appliance.inferenced.structure import Plan
 from appliance.models.tool_calls import CallReader
 from appliance.models.tool_styles import Call
 
+log = logging.getLogger("skerry.inferenced")
+
 _ENDED_EARLY = {
     "length": "max_tokens was reached before its end",
     "loop": "it was stopped in a loop",
     "stop": "a stop text came before its end",
 }
+_UNFINISHED = "the text ends before the grammar does"
 
 
 class Reading:
@@ -57,26 +61,32 @@ class Reading:
                 self._text.append(part)
         return parts
 
-    def finish(self, finish_reason: str | None, complete: bool | None) -> list[str | Call]:
+    def finish(
+        self, finish_reason: str | None, complete: bool | None, *, at_stop_text: bool = False
+    ) -> list[str | Call]:
         """End the answer and judge it.
 
         Args:
             finish_reason: the engine's.
-            complete: whether the grammar is satisfied, by its own word.
+            complete: whether the answer came to its grammar's end, by the engine's word.
+            at_stop_text: whether a stop text ended it.
         Returns:
             The last parts.
         Raises:
             InternalError: the answer is complete and has not the form that was asked for.
         """
         held = self._reader.finish() if self._reader else ""
+        if self._plan.must_call:
+            held = ""  # half a marker: where a call has to come, nothing is text
         if held and self._plan.form:
             self._text.append(held)
         judged, wrong = self._judged(complete)
-        if wrong and finish_reason == "stop" and complete is not False and not self._plan.stops:
+        if wrong and finish_reason == "stop" and complete is not False and not at_stop_text:
             raise _defect(wrong)
         self.valid = not wrong if judged else None
         if wrong:
-            self.reason = wrong if complete and finish_reason != "stop" else _ENDED_EARLY.get(str(finish_reason), wrong)
+            cut = at_stop_text if finish_reason == "stop" else not complete
+            self.reason = _ENDED_EARLY.get(str(finish_reason), wrong) if cut else wrong
         return [held] if held else []
 
     def _judged(self, complete: bool | None) -> tuple[bool, str | None]:
@@ -88,8 +98,10 @@ class Reading:
         if self._plan.form is None:
             return False, None
         if _names_control_tokens(self._plan.form, self._vocabulary):
-            return True, None if complete else "the text ends before the grammar does"
-        return True, conforms(self._plan.form, "".join(self._text), self._vocabulary)
+            return True, None if complete else _UNFINISHED
+        wrong = conforms(self._plan.form, "".join(self._text), self._vocabulary)
+        # What was cut may be of the form by chance: 12 of 123 is a number too.
+        return True, wrong or (_UNFINISHED if complete is False else None)
 
     def _check(self, call: Call) -> None:
         schema = next((tool.parameters for tool in self._plan.tools if tool.name == call.name), None)
@@ -105,6 +117,7 @@ def _names_control_tokens(form: Constraint, vocabulary: Vocabulary) -> bool:
 
 
 def _defect(reason: str) -> InternalError:
+    log.error("defect in an answer: InternalError: the grammar let something invalid through: %s", reason)
     return InternalError(
         f"cannot give the answer: the grammar let something invalid through ({reason})",
         hint="report this as a defect, with the schema",

@@ -138,7 +138,6 @@ def prepare_chat(request: ChatRequest, loaded: Loaded) -> Prepared:
         choice=request.tool_choice,
         parallel=request.parallel_tool_calls,
         history=invocations_of(request.messages),
-        stops=bool(request.stops),
         template=loaded.template,
     )
     said = [*(turn.content for turn in turns), *(call.arguments for call in plan.history)]
@@ -164,7 +163,7 @@ def prepare_text(request: TextRequest, loaded: Loaded) -> Prepared:
     """
     if request.echo:
         raise InvalidRequest("cannot echo the prompt: it is not supported", param="echo", hint="leave echo out")
-    plan = Plan(form_of(request.response_format), stops=bool(request.stops))
+    plan = Plan(form_of(request.response_format))
     given: str | Sequence[Any] = request.prompt
     if not isinstance(given, str) and len(given) == 1 and isinstance(given[0], str | list):
         given = given[0]  # a batch of one

@@ -44,6 +44,7 @@ class Answer:
     finish_reason: str | None = None
     usage: Usage | None = None
     complete: bool | None = None
+    at_stop_text: bool = False
 
     def add(self, delta: Delta) -> None:
         """Take a step's result in."""
@@ -54,6 +55,7 @@ class Answer:
         self.breaks += delta.breaks
         if delta.finish_reason is not None:
             self.finish_reason, self.usage, self.complete = delta.finish_reason, delta.usage, delta.complete
+            self.at_stop_text = delta.at_stop_text
 
 
 class Shape:
@@ -85,7 +87,8 @@ class Shape:
         choices = []
         for index, answer in enumerate(answers):
             reading = Reading(self._plan, self._vocabulary)
-            parts = reading.push("".join(answer.text)) + reading.finish(answer.finish_reason, answer.complete)
+            parts = reading.push("".join(answer.text))
+            parts += reading.finish(answer.finish_reason, answer.complete, at_stop_text=answer.at_stop_text)
             text, calls = _apart(parts)
             choices.append(
                 {
@@ -126,7 +129,7 @@ class Shape:
         known = len(reading.calls)
         parts = reading.push(delta.text)
         if delta.finish_reason:
-            parts += reading.finish(delta.finish_reason, delta.complete)
+            parts += reading.finish(delta.finish_reason, delta.complete, at_stop_text=delta.at_stop_text)
         text, calls = _apart(parts)
         choices = []
         if text or delta.logprobs:

@@ -101,7 +101,6 @@ class Plan:
         must_call: whether it has to.
         parallel: whether it may call several at once.
         history: calls of the conversation so far.
-        stops: whether a stop text may end it before its form is complete.
     """
 
     form: Constraint | None = None
@@ -110,7 +109,6 @@ class Plan:
     must_call: bool = False
     parallel: bool = True
     history: tuple[Invocation, ...] = ()
-    stops: bool = False
 
     def spoken(self, control: Mapping[str, int]) -> dict[int, bytes]:
         """Control tokens of calls, and the bytes with which they appear in an answer's text."""
@@ -177,7 +175,6 @@ def plan_of(
     choice: ToolChoice | None,
     parallel: bool | None,
     history: Sequence[Invocation],
-    stops: bool,
     template: ChatTemplate,
 ) -> Plan:
     """Check what a chat request says about tools.
@@ -202,7 +199,6 @@ def plan_of(
         must_call=bool(usable) and choice not in (None, "auto"),
         parallel=parallel is not False,
         history=tuple(history),
-        stops=stops,
     )
 
 

@@ -2,9 +2,9 @@
 
     POST /skerry/v1/tasks/triage  {"input": "The pump is hot."}
 
-A task's file says what the model reads, what form the answer has and who judges it; the caller sends the input and
-nothing else. The answer says which candidate won and what each verifier thinks of it, whether they passed it or not: it
-is the caller who decides what to do with an answer that was not verified.
+A task's file says what the model reads, what form the answer has and who judges it; the caller sends the input. The
+answer says which candidate won and what each verifier thinks of it, whether they passed it or not: it is the caller who
+decides what to do with an answer that was not verified. One that nobody judged is not verified either.
 """
 
 import asyncio
@@ -19,15 +19,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from appliance.agent import task as tasks
+from appliance.agent.installed import InstalledTasks
 from appliance.agent.task import Task
 from appliance.api.body import read_json
 from appliance.decoding.best_of import BestOf, Candidate
 from appliance.decoding.breaker import asked_copies
+from appliance.decoding.grammar import Grammar
 from appliance.decoding.sampling import SamplingParams
 from appliance.decoding.verifiers import Context
 from appliance.engine.candidates import Finished, complete_until
 from appliance.engine.completion import CompletionRequest
-from appliance.errors import ContextTooLong, NoChatTemplate, TaskNotFound
+from appliance.errors import ConfigError, ContextTooLong, InvalidRequest, NoChatTemplate, TaskNotFound
 from appliance.inferenced.completions import Completions
 from appliance.inferenced.models import Loaded
 from appliance.inferenced.preferences import keep_group
@@ -43,20 +45,27 @@ class TaskRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     sources: Annotated[tuple[Annotated[str, Meta(max_length=1 << 20)], ...], Meta(max_length=64)] = ()
     """Texts that citations are looked for in, besides the input."""
     model: Annotated[str, Meta(max_length=64)] | None = None
+    store: bool | None = None
+    """False keeps the candidates out of the pairs for training."""
 
 
 class TaskRoutes:
-    """Handlers of the routes of tasks. Files are read at each request, so that a new task needs no restart."""
+    """Handlers of the routes of tasks. The files are looked at in each request, so that a new task needs no restart."""
 
     def __init__(self, completions: Completions, directory: Path) -> None:
         self._completions = completions
-        self._directory = directory
+        self._installed = InstalledTasks(directory)
 
     async def list(self, request: Request) -> Response:
         """GET /skerry/v1/tasks."""
-        found = await asyncio.to_thread(tasks.load_tasks, self._directory) if self._directory.is_dir() else {}
+        found = await asyncio.to_thread(self._installed.all)
         fields = ("name", "version", "description", "model", "candidates")
-        return JSONResponse({"tasks": [{f: getattr(task, f) for f in fields} for task in found.values()]})
+        return JSONResponse(
+            {
+                "tasks": [{f: getattr(task, f) for f in fields} for task in found.tasks.values()],
+                "broken": [{"name": one.name, "error": one.error.message} for one in found.broken],
+            }
+        )
 
     async def run(self, request: Request) -> Response:
         """POST /skerry/v1/tasks/{name}."""
@@ -67,20 +76,19 @@ class TaskRoutes:
             body.model or task.model, chat=task.prompt.form == "chat" and body.model is None and task.model is None
         )
         requests = await self._completions.prepare(request, lambda: _requests(task, body.input, loaded))
-        best = BestOf(tasks.judges(task), Context(input=body.input, sources=body.sources))
+        context = Context(input=body.input, sources=body.sources)
+        best = BestOf(tasks.judges(task), context)
         finished: list[Finished] = []
 
         def enough(one: Finished) -> bool:
             finished.append(one)
-            answer = tasks.result(task, one.text)
-            looped = one.finish_reason == "loop"
-            return best.offer(Candidate(text=answer, index=one.index, looped=looped, finish_reason=one.finish_reason))
+            return best.offer(_candidate(task, one, context))
 
         steps = complete_until(loaded.session, loaded.words, requests, enough)
         queue_s = await self._completions.compute(request, loaded, steps)
         self._completions.metrics.completed(loaded.name, [one.usage for one in finished], queue_s)
         winner = best.best()
-        if self._completions.preferences is not None:
+        if self._completions.preferences is not None and body.store is not False:
             # Pairs for training hold what the model wrote, not what became of it.
             written = [replace(one, text=finished[one.index].text) for one in best.all()]
             prompt = tasks.render(task, body.input)
@@ -88,20 +96,31 @@ class TaskRoutes:
         return JSONResponse(_answer(task, loaded, winner, finished, queue_s))
 
     def _load(self, name: str) -> Task:
-        path = self._directory / f"{name}.yaml"
-        if not _NAME.fullmatch(name) or not path.is_file():
+        task = self._installed.get(name) if _NAME.fullmatch(name) else None
+        if task is None:
             raise TaskNotFound(
                 f"cannot run task {name[:64]!r}: it is not installed",
                 hint="list the tasks with: skerry task list",
                 param="task",
             )
-        return tasks.load_task(path)
+        return task
+
+
+def _candidate(task: Task, one: Finished, context: Context) -> Candidate:
+    cut = one.complete is False
+    text = one.text if cut else tasks.result(task, one.text)
+    return Candidate(
+        text=text,
+        index=one.index,
+        looped=one.finish_reason == "loop",
+        finish_reason=one.finish_reason,
+        verdicts=tasks.unfinished(task, text, context) if cut else (),
+    )
 
 
 def _requests(task: Task, text: str, loaded: Loaded) -> list[CompletionRequest]:
     """One engine request for each candidate."""
-    form = tasks.constraint(task)
-    grammar = loaded.grammar(form) if form else None
+    grammar = _grammar(task, loaded)
     bias = {loaded.tokenizer.encode(said, bos=False)[0]: value for said, value in tasks.biases(task).items()}
     warm = SamplingParams(**msgspec.structs.asdict(task.sampling), logit_bias=bias)
     warm.validate(loaded.session.card.vocabulary_size)
@@ -119,6 +138,17 @@ def _requests(task: Task, text: str, loaded: Loaded) -> list[CompletionRequest]:
         )
         for index in range(task.candidates)
     ]
+
+
+def _grammar(task: Task, loaded: Loaded) -> Grammar | None:
+    form = tasks.constraint(task)
+    try:
+        return loaded.grammar(form) if form else None
+    except InvalidRequest as e:  # the file's fault, not the caller's
+        raise ConfigError(
+            f"cannot run task {task.name}: {loaded.name} cannot be held to its output",
+            hint="correct the output in the task's file, or name another model",
+        ) from e
 
 
 def _tokens(task: Task, text: str, index: int, loaded: Loaded) -> tuple[int, ...]:
@@ -152,7 +182,7 @@ def _answer(task: Task, loaded: Loaded, winner: Candidate, finished: list[Finish
         "model": loaded.name,
         "output": winner.text,
         "finish_reason": chosen.finish_reason,
-        "verified": winner.verified,
+        "verified": winner.verified and bool(winner.verdicts),
         "verdicts": [asdict(verdict) for verdict in winner.verdicts],
         "candidates": len(finished),
         "chosen": winner.index,

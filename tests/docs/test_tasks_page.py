@@ -7,8 +7,10 @@ import msgspec
 import pytest
 
 from appliance.agent.task import Output, Prompt, Sampling, Task
+from appliance.client import TaskResult
 from appliance.config import convert, load_yaml
 from appliance.decoding.verifiers import Verifier
+from appliance.inferenced.tasks import TaskRequest
 from tests.docs.blocks import blocks
 from tests.docs.test_reference import REFERENCE, assert_same, table
 
@@ -33,6 +35,16 @@ def test_every_kind_is_documented_with_its_fields(heading: str, union: Any) -> N
     found = [(kind, set(re.findall(r"\w+", fields)) - {"name"}) for kind, fields, _ in table("tasks.md", heading)]
     expected = [(s.__struct_config__.tag, set(s.__struct_fields__) - {"name"}) for s in get_args(union)]
     assert_same(found, expected, heading)
+
+
+def test_body_and_answer_are_documented() -> None:
+    """What the route of a task takes, and all that it gives."""
+    rows = {row[0]: row[1] for row in table("tasks.md", "Over the API")}
+    assert_same(list(rows), list(TaskRequest.__struct_fields__), "body")
+    page = (REFERENCE / "tasks.md").read_text(encoding="utf-8")
+    answer = page.partition("| field of the answer |")[2].partition("\n\n")[0]
+    named = [name for row in answer.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert_same(named, [*TaskResult.__struct_fields__, "timings"], "answer")
 
 
 def test_example_is_a_task() -> None:

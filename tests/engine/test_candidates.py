@@ -43,12 +43,12 @@ def alone(request: CompletionRequest) -> str:
 
 def test_each_candidate_is_what_it_would_be_alone() -> None:
     """The shared cache changes nothing: same prompt, other order of the same, or another prompt altogether."""
-    wanted = requests([(1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 9, 4, 5), (7,), (7, 8)])
+    wanted = requests([(1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 9, 4, 5), (1, 2, 3, 4), (7,), (7, 8)])
     found: list[Finished] = []
     steps = complete_until(model(), WORDS, wanted, lambda one: bool(found.append(one)))  # type: ignore[arg-type]
     list(steps)
     assert [one.text for one in found] == [alone(request) for request in wanted]
-    assert [one.index for one in found] == [0, 1, 2, 3, 4]
+    assert [one.index for one in found] == [0, 1, 2, 3, 4, 5]
     assert found[0].text != found[1].text
 
 
@@ -73,3 +73,25 @@ def test_the_first_good_one_is_the_last(good: int) -> None:
 
     list(complete_until(model(), WORDS, requests([(1, 2, 3)] * 4), enough))  # type: ignore[arg-type]
     assert len(found) == good + 1
+
+
+def test_a_candidate_is_told_whole() -> None:
+    """Its text to the last token, also where there is room for no other; its loops; and why it ended."""
+    said_as = [b" " + bytes(97 + (n // 26**k) % 26 for k in range(3)) for n in range(290)] + [b""] * 10
+    lead, sentence = tuple(range(100, 170)), tuple(range(12))
+
+    def rule(seen: Sequence[int]) -> dict[int, float]:
+        said = len(seen) - 1
+        return {lead[said] if said < len(lead) else sentence[(said - len(lead)) % 12]: 50, 250: 40}
+
+    sampling = SamplingParams(temperature=0)
+    wanted = [CompletionRequest(prompt=(1,), sampling=sampling, max_tokens=n, streamed=False) for n in (20, 200)]
+    session = RuledSession(rule, stop=(END,))
+    found: list[Finished] = []
+    steps = list(complete_until(session, Words.of(said_as), wanted, lambda one: bool(found.append(one))))  # type: ignore[arg-type]
+    short, long = found
+    assert short.text == b"".join(said_as[token] for token in lead[:20]).decode()
+    assert (short.finish_reason, short.usage.completion_tokens, short.breaks) == ("length", 20, ())
+    assert long.breaks == tuple(done for step in steps if isinstance(step, Delta) for done in step.breaks)
+    assert long.breaks[0].rung == "resample"
+    assert long.usage.rewound_tokens == sum(done.rewound for done in long.breaks) > 0

@@ -105,3 +105,38 @@ def test_end_of_text_has_no_logprobs_entry() -> None:
     entries = [d.logprobs for d in deltas if d.logprobs]
     assert [e.token for e in entries] == list(b"ab")
     assert all(np.isclose(e.logprob, 0, atol=1e-3) for e in entries)
+
+
+def test_log_probabilities_without_rivals() -> None:
+    """None of them are wanted, but that of each token is."""
+    session = ScriptedSession([*b"ab", END], stop=(END,))
+    request = CompletionRequest(prompt=(1,), sampling=GREEDY, max_tokens=8, top_logprobs=0)
+    deltas = [s for s in complete(session, BYTES, request) if isinstance(s, Delta)]  # type: ignore[arg-type]
+    assert [(d.logprobs.token, d.logprobs.top) for d in deltas if d.logprobs] == [(ord("a"), ()), (ord("b"), ())]
+
+
+def test_penalties_leave_the_prompt_out() -> None:
+    """What the caller wrote may be said again."""
+    session = RuledSession(lambda seen: {ord("a"): 3, ord("b"): 2}, stop=(END,))
+    sampling = SamplingParams(temperature=0, presence_penalty=2)
+    request = CompletionRequest(prompt=(ord("a"),) * 3, sampling=sampling, max_tokens=2)
+    steps = complete(session, BYTES, request)  # type: ignore[arg-type]
+    assert "".join(s.text for s in steps if isinstance(s, Delta)) == "ab"
+
+
+def test_a_stop_string_that_is_known_at_the_end_is_the_reason() -> None:
+    """A longer one could still have come, but there is no room: it is the shorter one that ends the answer."""
+    deltas, _ = answer(b"xabcdef", max_tokens=3, stop=("abcd", "ab"))
+    assert "".join(d.text for d in deltas) == "x"
+    assert deltas[-1].finish_reason == "stop"
+
+
+def test_times_are_those_of_the_prompt_and_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the first token, and from there to the last, by a clock that ticks with each step of the model."""
+    session = ScriptedSession([*b"abcdefgh", END], stop=(END,))
+    monkeypatch.setattr("appliance.engine.completion.time.monotonic", lambda: float(len(session.forwards) + 5))
+    request = CompletionRequest(prompt=(1,) * (2 * PREFILL_CHUNK + 10), sampling=GREEDY, max_tokens=8)
+    (*_, last) = complete(session, BYTES, request)  # type: ignore[arg-type]
+    assert isinstance(last, Delta)
+    assert last.usage
+    assert (last.usage.prompt_s, last.usage.decode_s) == (4.0, 7.0)

@@ -35,8 +35,10 @@ class ScriptedSession:
         return ScriptedCache(capacity)
 
     def forward(self, cache: Any, tokens: Any, rows: Any = None) -> Logits:
+        assert len(tokens), "a model needs a token"
         self.forwards.append(len(tokens))
         cache.length += len(tokens)
+        assert cache.length <= cache.capacity, "a cache is as large as was asked for"
         logits = np.zeros((1, self.vocabulary_size), np.float32)
         if len(tokens) == 1:
             logits[0, self.script[self.said]] = 50
@@ -55,9 +57,11 @@ class RuledSession(ScriptedSession):
         self.seen: list[int] = []
 
     def forward(self, cache: Any, tokens: Any, rows: Any = None) -> Logits:
+        assert len(tokens), "a model needs a token"
         self.forwards.append(len(tokens))
         self.seen = [*self.seen[: cache.length], *map(int, tokens)]
         cache.length += len(tokens)
+        assert cache.length <= cache.capacity, "a cache is as large as was asked for"
         logits = np.zeros((1, self.vocabulary_size), np.float32)
         for token, logit in self.rule(self.seen).items():
             logits[0, token] = logit

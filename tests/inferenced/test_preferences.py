@@ -10,9 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from appliance.decoding.best_of import Candidate
+from appliance.decoding.verifiers import Verdict
 from appliance.errors import FileProblem, PermissionDenied
 from appliance.inferenced import preferences
-from appliance.inferenced.preferences import PreferenceStore, pairs, records, survey
+from appliance.inferenced.preferences import PreferenceStore, keep_group, pairs, records, survey
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Count."}]
 
@@ -64,6 +66,23 @@ def test_pairs_have_the_fields_of_trl(store, folder):
     ]
     (detailed,) = pairs(chat, details=True)
     assert (detailed["kind"], detailed["onset_token"]) == ("break", 7)
+
+
+def test_candidate_that_fails_twice_is_kept_once(store, folder):
+    """A trainer would count it twice: each worse answer stands in one row, with the first verifier that it fails."""
+
+    def candidate(index, text, *passed):
+        verdicts = tuple(Verdict(ok, name) for name, ok in zip(("schema", "brief"), passed, strict=True))
+        return Candidate(text=text, index=index, verdicts=verdicts)
+
+    judged = [
+        candidate(0, "both", False, False),
+        candidate(1, "long", True, False),
+        candidate(2, "both", False, False),
+        candidate(3, "good", True, True),
+    ]
+    keep_group(store, "p", judged, judged[3], "m")
+    assert [(r.verifier, r.rejected) for r in records(folder)] == [("schema", ["both"]), ("brief", ["long"])]
 
 
 def test_files_are_the_daemons_alone(store, folder):

@@ -71,6 +71,8 @@ def result(call_id: str = "c1") -> dict[str, Any]:
 
 SCHEMA, PARAMETERS = "response_format.json_schema.schema", "tools[0].function.parameters"
 ARGUMENTS = "messages[0].tool_calls[0].function.arguments"
+HUGE = {"type": "string", "minLength": int("9" * 401)}
+OLD = {"$schema": "http://json-schema.org/draft-03/schema#", "properties": {"a": {"required": True}}}
 DEEP = json.loads('{"not":' * 60 + "{}" + "}" * 60)
 
 
@@ -90,6 +92,9 @@ REFUSED = [
     ("a schema that is none", {"response_format": schema_format({"type": "banana"})}, SCHEMA),
     ("a schema elsewhere", {"response_format": schema_format({"$ref": "https://example.com"})}, SCHEMA),
     ("a schema without end", {"response_format": schema_format(DEEP)}, SCHEMA),
+    ("a schema of huge numbers", {"response_format": schema_format(HUGE)}, SCHEMA),
+    ("a schema of an old dialect", {"response_format": schema_format(OLD)}, SCHEMA),
+    ("parameters of huge numbers", {"tools": [tool(parameters={"properties": {"a": HUGE}})]}, PARAMETERS),
     ("a schema that cannot be written", {"response_format": schema_format({"not": {"type": "string"}})}, "response_format"),  # noqa: E501
     ("a regex that is missing", {"response_format": {"type": "regex"}}, "response_format.regex"),
     ("a regex beside another type", {"response_format": {"type": "text", "regex": "a"}}, "response_format.regex"),
@@ -268,7 +273,7 @@ READ = [
     ),
     ("a call in a loop", plan(), CALLS["hermes"][:40], "loop", False, "", 0, "loop", False),
     ("a call to the last token", plan(), CALLS["hermes"], "length", True, None, 1, "length", True),
-    ("a call that was stopped", plan(stops=True), CALLS["hermes"][:40], "stop", False, "", 0, "stop", False),
+    ("a call that was stopped", plan(), CALLS["hermes"][:40], "stop", False, "", 0, "stop", False),
     ("no room for a call", plan(must_call=True), "", "length", False, None, 0, "length", False),
     ("SmolLM2", plan(SMOLLM2), CALLS["smollm2"], "stop", True, None, 1, "tool_calls", True),
     ("LFM2", plan(LFM2), "Hm." + CALLS["lfm2"], "stop", True, "Hm.", 1, "tool_calls", True),
@@ -278,7 +283,7 @@ READ = [
     ("a form", Plan(FORM), GOOD, "stop", True, GOOD, 0, "stop", True),
     ("half a form", Plan(FORM), GOOD[:9], "length", False, GOOD[:9], 0, "length", False),
     ("a form in a loop", Plan(FORM), GOOD[:9], "loop", False, GOOD[:9], 0, "loop", False),
-    ("a form cut by a stop text", Plan(FORM, stops=True), GOOD[:-1], "stop", True, GOOD[:-1], 0, "stop", False),
+    ("a form cut by a stop text", Plan(FORM), GOOD[:-1], "stop", False, GOOD[:-1], 0, "stop", False),
     ("a form beside tools", plan(form=FORM), GOOD, "stop", True, GOOD, 0, "stop", True),
     ("a call beside a form", plan(form=FORM), CALLS["hermes"], "stop", True, None, 1, "tool_calls", True),
     ("any JSON", Plan(Constraint("json_object")), "{}", "stop", True, "{}", 0, "stop", True),
@@ -349,7 +354,7 @@ def test_calls_between_control_tokens_come_through_the_engine(stop: tuple[str, .
     """LFM2's markers have no text of their own; they leave a trace in the answer, in the right place."""
     control = {LFM2.begin: 256, LFM2.end: 257}
     token_bytes = [bytes([b]) for b in range(256)] + [b""] * 3
-    made = replace(plan(LFM2), stops=bool(stop))
+    made = plan(LFM2)
     constraint = made.constraint(control)
     assert constraint is not None
     request = CompletionRequest(

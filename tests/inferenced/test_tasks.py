@@ -1,11 +1,19 @@
 """Tasks: an input in, the best verified answer out."""
 
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from appliance.agent.task import load_task
 from appliance.client import Client
+from appliance.config import Preferences
+from appliance.errors import ConfigError, InvalidRequest, TaskNotFound
+from appliance.inferenced.tasks import _requests
 from tests.fakes.box import Box, running
 from tests.fakes.built_models import smollm2
 
@@ -34,7 +42,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     folder = tmp_path_factory.mktemp("tasks") / "b"
     smollm2().copy_to(folder)
     (folder / "tasks").mkdir()
-    with running(folder) as box:
+    with running(folder, preferences=Preferences(enabled=True)) as box:
         yield box
         assert box.process.poll() is None
 
@@ -51,7 +59,7 @@ def test_answer_has_the_form_and_says_who_passed_it(box: Box) -> None:
         assert [task.name for task in client.tasks()] == ["place"]
     assert set(json.loads(result.output)) == {"place", "urgent"}
     assert result.verified
-    assert [(v.verifier, v.passed) for v in result.verdicts] == [("schema", True), ("brief", True)]
+    assert [(v.verifier, v.passed) for v in result.verdicts] == [("form", True), ("schema", True), ("brief", True)]
     assert (result.candidates, result.chosen, result.version) == (1, 0, "2")
 
 
@@ -62,7 +70,7 @@ def test_what_nobody_passes_is_said_to_be_so(box: Box) -> None:
         result = client.run_task("brief", TEXT)
     assert not result.verified
     assert result.candidates == 3
-    assert {v.verifier: v.passed for v in result.verdicts} == {"schema": True, "brief": False}
+    assert {v.verifier: v.passed for v in result.verdicts} == {"form": True, "schema": True, "brief": False}
 
 
 def test_the_same_input_gives_the_same_answer(box: Box) -> None:
@@ -70,6 +78,156 @@ def test_the_same_input_gives_the_same_answer(box: Box) -> None:
     install(box, "brief", PLACE.replace("MAX", "5"))
     answers = [box.post("/skerry/v1/tasks/brief", {"input": TEXT}).json["output"] for _ in range(2)]
     assert answers[0] == answers[1]
+
+
+FORMED = """\
+format: 1
+name: place
+version: "1"
+prompt: {form: text, template: "The serial number of {input} is as follows.\\n"}
+output: OUTPUT
+max_tokens: TOKENS
+"""
+NUMBER = "{type: object, properties: {serial: {type: integer}}, required: [serial], additionalProperties: false}"
+# the form | longest answer | what the other judges say of its beginning
+CUT = [
+    ("lines", f"{{kind: json_schema, written: lines, schema: {NUMBER}}}", 5, {"schema": False}),
+    ("a regex", '{kind: regex, pattern: "P-[0-9]{30}"}', 6, {}),
+    ("a regex that could have ended", '{kind: regex, pattern: "P-[0-9]+"}', 6, {}),
+    ("a grammar", """{kind: lark, grammar: 'start: "P-" /[0-9]{30}/'}""", 6, {}),
+    (
+        "JSON that is a number",
+        "{kind: json_schema, schema: {type: integer, minimum: 100000000000}}",
+        6,
+        {"schema": False},
+    ),
+]
+
+
+@pytest.mark.parametrize(("output", "tokens", "others"), [c[1:] for c in CUT], ids=[c[0] for c in CUT])
+def test_an_answer_that_was_cut_is_not_verified(box: Box, output: str, tokens: int, others: dict[str, bool]) -> None:
+    """What came before the longest answer ended may look like an answer; it fails the form."""
+    install(box, "cut", FORMED.replace("OUTPUT", output).replace("TOKENS", str(tokens)))
+    result = box.post("/skerry/v1/tasks/cut", {"input": "the pump"}).json
+    assert result["finish_reason"] == "length"
+    assert {v["verifier"]: v["passed"] for v in result["verdicts"]} == {"form": False} | others
+    assert result["verified"] is False
+
+
+def test_an_answer_that_came_to_its_forms_end_is_verified(box: Box) -> None:
+    """With room for all of it, the same forms pass."""
+    install(box, "cut", FORMED.replace("OUTPUT", '{kind: regex, pattern: "P-[0-9]{3}"}').replace("TOKENS", "20"))
+    result = box.post("/skerry/v1/tasks/cut", {"input": "the pump"}).json
+    assert (result["verified"], [v["verifier"] for v in result["verdicts"]]) == (True, ["form"])
+
+
+def test_an_answer_that_nobody_judged_is_not_verified(box: Box) -> None:
+    """Free text without verifiers: nothing speaks for it, and one candidate is all that is computed."""
+    install(box, "free", FORMED.replace("OUTPUT", "{kind: text}").replace("TOKENS", "8") + "candidates: 3\n")
+    result = box.post("/skerry/v1/tasks/free", {"input": "the pump"}).json
+    assert (result["verified"], result["verdicts"], result["candidates"]) == (False, [], 1)
+
+
+RAN_IN_CIRCLES = """\
+format: 1
+name: place
+version: "1"
+prompt: {form: text, template: "{input}\\n", system: "The nurses of the ward are:"}
+output: {kind: regex, pattern: "(Emily Carter, Ward 3\\nJohn Smith, Ward 3\\n){8,99}end"}
+max_tokens: 400
+"""
+
+
+def test_an_answer_that_the_breaker_closed_is_not_verified(box: Box) -> None:
+    """The form is whole, but not by the model's doing: the answer is told as one that ran in circles."""
+    install(box, "circles", RAN_IN_CIRCLES)
+    result = box.post("/skerry/v1/tasks/circles", {"input": "Emily Carter, Ward 3\nJohn Smith, Ward 3\n" * 5}).json
+    assert [done["rung"] for done in result["loop"]["breaks"]][-1] == "complete"
+    assert (result["finish_reason"], result["loop"]["stopped"], result["verified"]) == ("loop", True, False)
+    assert result["output"].endswith("end")
+
+
+SPLIT = """\
+format: 1
+name: place
+version: "1"
+prompt: {form: text, template: "{input}\\n"}
+output: {kind: regex, pattern: "[a-z]{1,3}"}
+verifiers:
+  - {kind: regex, name: first, pattern: "[a-m].*"}
+  - {kind: regex, name: second, pattern: "[a-m].*", search: true}
+candidates: 8
+sampling: {temperature: 2, seed: 3}
+max_tokens: 8
+"""
+
+
+def pairs(box: Box) -> list[dict[str, object]]:
+    folder = box.state_dir / "preferences"
+    files = sorted(folder.glob("*.jsonl")) if folder.exists() else []
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def test_a_caller_can_keep_a_request_out_of_the_pairs(box: Box) -> None:
+    """`store: false` leaves nothing; without it, what a verifier did not pass is a pair."""
+    install(box, "split", SPLIT)
+    for number in range(40):
+        asked = {"input": f"Zebra number {number}: z"}
+        before = len(pairs(box))
+        first = box.post("/skerry/v1/tasks/split", {**asked, "store": False})
+        assert first.status == 200, first.body
+        assert len(pairs(box)) == before
+        second = box.post("/skerry/v1/tasks/split", asked)
+        assert second.json["output"] == first.json["output"]
+        if second.json["verified"] and second.json["candidates"] > 1:
+            assert len(pairs(box)) == before + 1
+            return
+    pytest.fail("of forty inputs, none had a candidate that failed before one that passed")
+
+
+def test_a_bad_file_is_listed_beside_the_good_ones(box: Box, tmp_path: Path) -> None:
+    """Its name and where its error is; nothing of a file that a link leads to reaches a caller."""
+    secret = tmp_path / "shadow"
+    secret.write_text("root: $6$secret\n")
+    folder = box.state_dir / "tasks"
+    install(box, "place", PLACE.replace("MAX", "200"))
+    (folder / "linked.yaml").symlink_to(secret)
+    (folder / "broken.yaml").write_text("format: 9\n")
+    (folder / os.fsdecode(b"\xff.yaml")).write_text("format: 9\n")
+    reply = box.get("/skerry/v1/tasks")
+    with Client(box.socket) as client:
+        found = client.task_list()
+    run = box.post("/skerry/v1/tasks/linked", {"input": "x"})
+    for name in ("linked.yaml", "broken.yaml", os.fsdecode(b"\xff.yaml")):
+        (folder / name).unlink()
+    assert reply.status == 200
+    assert "place" in [task.name for task in found.tasks]
+    errors = {one.name: one.error for one in found.broken}
+    assert errors.keys() == {"linked", "broken", "\\udcff"}
+    assert "at `$.format`" in errors["broken"]
+    assert b"secret" not in reply.body + run.body
+    assert (run.status, run.kind) == (500, "bad_config")
+
+
+def test_a_form_that_a_model_cannot_be_held_to_is_the_files_fault(tmp_path: Path) -> None:
+    """The caller sent no form, so no field of the request is blamed."""
+
+    def refuse(_form: object) -> None:
+        raise InvalidRequest("cannot use this regular expression", param="response_format")
+
+    file = tmp_path / "place.yaml"
+    file.write_text(PLACE.replace("MAX", "200"))
+    loaded: Any = SimpleNamespace(name="m", grammar=refuse)
+    with pytest.raises(ConfigError, match="m cannot be held to its output") as refused:
+        _requests(load_task(file), "x", loaded)
+    assert refused.value.param is None
+
+
+@pytest.mark.parametrize("name", ["../x", "..", "", "a/b", "none"])
+def test_a_name_that_is_no_tasks_is_not_found(box: Box, name: str) -> None:
+    """By the client's word or the daemon's, it is no such task, whatever path the name would make."""
+    with Client(box.socket) as client, pytest.raises(TaskNotFound, match="it is not installed"):
+        client.run_task(name, "x")
 
 
 REFUSED = [
