@@ -160,26 +160,26 @@ def show(stream: "Stream", *, explain: bool = False) -> "tuple[Answer, bool]":
 
 _DONE = {
     "warn": "left as it is",
-    "resample": "the first of them drawn anew",
-    "penalize": "drawn anew, with the loop's words made less likely",
-    "restart": "the answer begun anew",
-    "end_thinking": "the thinking ended",
-    "complete": "the form completed as briefly as it allows",
-    "stop": "the answer ends here",
+    "resample": "drawn anew",
+    "penalize": "penalized",
+    "restart": "begun anew",
+    "end_thinking": "thinking ended",
+    "complete": "form closed",
+    "stop": "cut here",
 }
 _KINDS = {
     "exact": "the same",
-    "counter": "the same but for numbers",
+    "counter": "the same but numbers",
     "drift": "nearly the same",
-    "list": "a list with nothing new",
+    "list": "items said before",
 }
 
 
 def explanation(done: "LoopBreak") -> str:
-    """What was done about a loop, in one line."""
+    """What was done about a loop, in one line of a terminal."""
     return (
-        f"[loop: {_KINDS.get(done.kind, done.kind)} {done.copies:.0f} times, {done.period} tokens each; "
-        f"{done.rewound} tokens taken back: {_DONE.get(done.rung, done.rung)}]"
+        f"[loop: {_KINDS.get(done.kind, done.kind)}, {done.copies:.0f} x {done.period} tokens; "
+        f"{done.rewound} taken back, {_DONE.get(done.rung, done.rung)}]"
     )
 
 

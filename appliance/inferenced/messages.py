@@ -56,7 +56,10 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     tool_calls: Annotated[tuple[ToolCall, ...], Meta(min_length=1, max_length=MAX_TOOLS)] | None = None
     tool_call_id: Id | None = None
     refusal: None = None
-    """Answers have it, and callers send answers back as they are."""
+    annotations: Annotated[tuple[Any, ...], Meta(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    """Answers have these, and clients send answers back as they are, with all that was empty."""
 
     @property
     def text(self) -> str:

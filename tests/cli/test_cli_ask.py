@@ -1,9 +1,14 @@
 """`skerry ask`: words in, words out."""
 
 import json
+from typing import get_args
 
 import pytest
 
+from appliance.cli.ask import explanation
+from appliance.client.types import LoopBreak
+from appliance.decoding.breaker import Rung
+from appliance.decoding.loop_shapes import Kind
 from tests.cli.screen import Screen
 from tests.fakes.daemon import chat_events, error_body, event, says_json, stream
 
@@ -177,7 +182,7 @@ def test_explain_tells_of_a_loop_where_it_happens(skerry, daemon):
     daemon.says("POST", CHAT, broken(), broken())
     explained = skerry("ask", "hi", "--explain")
     assert explained.out == "one\ntwo\n"
-    assert "[loop: the same but for numbers 6 times, 12 tokens each; 72 tokens taken back:" in explained.err
+    assert "[loop: the same but numbers, 6 x 12 tokens; 72 taken back, " in explained.err
     assert skerry("ask", "hi").err == ""
 
 
@@ -185,3 +190,13 @@ def test_an_answer_that_was_cut_in_a_loop_says_so(skerry, daemon):
     """Whoever reads it must know that there is no more to come."""
     daemon.says("POST", CHAT, broken(finish="loop"))
     assert "repeated itself" in skerry("ask", "hi").err
+
+
+def test_what_was_done_fits_a_line_of_a_terminal():
+    """Whatever the loop, and whatever was done about it."""
+    for kind in get_args(Kind):
+        for rung in get_args(Rung):
+            done = LoopBreak(rung=rung, kind=kind, copies=192.0, period=12, rewound=2304)
+            assert len(explanation(done)) <= 80
+            assert kind not in explanation(done).split()
+            assert rung not in explanation(done).split()

@@ -172,6 +172,46 @@ def test_longer_repetitions_cost_more():
     assert penalties.dry(x, 0.8, [3, 0, 1, 2, 5, 3, 0, 1, 2])[5] == pytest.approx(-2.45)
 
 
+def test_a_text_of_one_ngram_is_enough():
+    """Three times the same: a fourth would make the same trigram again."""
+    x = np.zeros(4, np.float32)
+    assert penalties.no_repeat_ngram(x, 3, [1, 1, 1])[1] == -penalties.BAN
+    assert penalties.no_repeat_ngram(x, 3, [1, 1]) is x
+
+
+def test_repetitions_are_looked_for_in_a_window():
+    """What followed the last tokens before it began is forgotten; in it, to its first token, it is not."""
+    x = np.zeros(5000, np.float32)
+
+    def text(length):
+        return [1, 2, 3, *range(100, 100 + length - 5), 1, 2]
+
+    for length in (penalties.DRY_WINDOW, penalties.DRY_WINDOW + 1, penalties.DRY_WINDOW + 2):
+        lowered = length < penalties.DRY_WINDOW + 2  # one of the two before it is enough to be a repetition of one
+        assert (penalties.dry(x, 1.0, text(length), allowed_length=1)[3] < 0) == lowered
+        assert (penalties.no_repeat_ngram(x, 3, text(length))[3] < 0) == (length == penalties.DRY_WINDOW)
+    assert (penalties.DRY_WINDOW, penalties.LZ_WINDOW) == (1024, 512)
+    assert penalties.lz(x, 1.0, text(penalties.LZ_WINDOW))[3] < penalties.lz(x, 1.0, text(penalties.LZ_WINDOW))[100] < 0
+    assert penalties.lz(x, 1.0, text(penalties.LZ_WINDOW + 3))[3] == 0
+
+
+def test_a_token_alone_costs_where_it_is_no_longer_in_the_buffer():
+    """LZ: said 33 tokens ago it is a match of one token, said 32 ago it is not."""
+    x = np.zeros(5000, np.float32)
+    for distance, lowered in (penalties.LZ_BUFFER, False), (penalties.LZ_BUFFER + 1, True):
+        assert (penalties.lz(x, 1.0, [7, *range(100, 99 + distance)])[7] < 0) == lowered
+
+
+def test_a_repetition_costs_to_its_sixty_fourth_token():
+    """And no more than that for a longer one."""
+    x = np.zeros(200, np.float32)
+    costs = [
+        -penalties.dry(x, 1.0, [*range(length), 199, *range(length)], base=1.05, allowed_length=1)[199]
+        for length in (40, 64, 80)
+    ]
+    assert costs == pytest.approx([1.05**39, 1.05**63, 1.05**63], rel=1e-5)
+
+
 def test_breakers_end_repetitions_and_are_spared():
     """A token after a breaker counts from there only, and a breaker itself may come as often as it likes."""
     x = np.zeros(10, np.float32)

@@ -26,6 +26,17 @@ def test_real_model_knows_the_capital_of_france(sdk: openai.OpenAI) -> None:
     assert answer.usage.completion_tokens < 60
 
 
+def test_sdk_answers_are_sent_back_as_they_are(sdk: openai.OpenAI) -> None:
+    """An answer's message is the next request's, with every field that the package's own type has."""
+    first = sdk.chat.completions.create(model=NAME, messages=QUESTION, temperature=0, max_tokens=8)
+    said = first.choices[0].message.model_dump()
+    assert {"annotations", "audio", "function_call", "refusal", "tool_calls"} <= set(said)
+    more = [*QUESTION, said, {"role": "user", "content": "And of Italy?"}]
+    assert (
+        sdk.chat.completions.create(model=NAME, messages=more, temperature=0, max_tokens=4).choices[0].message.content
+    )
+
+
 def test_sdk_streams_and_counts(sdk: openai.OpenAI) -> None:
     """The package's stream gives the whole answer in pieces, then usage."""
     wanted = {"model": NAME, "messages": QUESTION, "temperature": 0, "max_tokens": 30}
