@@ -308,8 +308,8 @@ class Breaker:
                 repeated = min(repeated, self._items.held_from)
             self.settled = max(self.settled, min(end - ANCHOR, repeated), end - int(self.held))
         if finished and self._is_list_loop and (loop is None or not loop.certain):
-            onset = self._items.onset(0 if self.mode == "warn" else self.settled)
-            loop = Loop("list", onset, (end - onset) // self._items.repeats, self._items.repeats, 1.0, certain=True)
+            onset, period = self._items.loop(0 if self.mode == "warn" else self.settled, end)
+            loop = Loop("list", onset, period, self._items.repeats, 1.0, certain=True)
         if loop is None or not loop.certain:
             return
         if self.asked and loop.copies <= 1.25 * self.asked:
@@ -353,10 +353,10 @@ class Breaker:
         held_by_form = self.in_grammar or self.thinking
         if tries == 0:
             return "restart" if may_restart and not held_by_form and loop.onset < EARLY else "resample"
-        if self.thinking and self.words.end_thinking:
-            return "end_thinking"
         if self.in_grammar:
             return "complete"
+        if self.thinking and self.words.end_thinking:
+            return "end_thinking"
         if may_restart:
             return "restart"
         return "penalize" if tries <= 2 else "stop"

@@ -53,9 +53,16 @@ class ListItems:
         """Where the first of them begins to say something; None if there is none."""
         return self._starts[0] if self._starts else None
 
-    def onset(self, settled: int) -> int:
-        """Where the first of them begins that can still be taken back."""
-        return next((start for start in self._starts if start >= settled), settled)
+    def loop(self, settled: int, end: int) -> tuple[int, int]:
+        """Where the first of them begins that can still be taken back, and the tokens of an item from there on.
+
+        Args:
+            settled: tokens that cannot be taken back.
+            end: tokens of the answer.
+        """
+        free = [start for start in self._starts if start >= settled]
+        onset = free[0] if free else settled
+        return onset, max(1, (end - onset) // max(1, len(free)))
 
     def push(self, index: int, data: bytes) -> bool:
         """Add a token's bytes; tells whether an item was completed."""

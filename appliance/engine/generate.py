@@ -206,11 +206,13 @@ class _Answer:
         return Token(token, settled, entry, done)
 
     def append_forced(self, grammar: "GrammarState") -> Iterator[Token]:
-        """Append the tokens that the grammar leaves no choice about."""
+        """Append the tokens that the grammar leaves no choice about; a loop among them is the grammar's own."""
         for token in [] if self.ended else grammar.forced():
             if not self.has_room:
                 return
             yield self.append(token)
+            if self._breaker:
+                self._breaker.step = None
 
     def take(self, breaker: Breaker) -> Iterator[Event]:
         """Do what the breaker wants: cut the answer, and append what it says."""

@@ -1,6 +1,7 @@
 """The breaker by itself: which rung is taken, where the answer goes back to, what is shown, what is less likely."""
 
 import math
+import random
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -91,6 +92,7 @@ RUNGS = [
     ("thinking", [done("resample", AT)], {"thinking": True, "held": HELD}, "end_thinking"),
     ("thinking, the first", [], {"thinking": True}, "resample"),
     ("a grammar", [done("resample", AT)], {"in_grammar": True}, "complete"),
+    ("thinking in a grammar", [done("resample", AT)], {"in_grammar": True, "thinking": True}, "complete"),
     ("a grammar, too many", [done("resample", 0)] * MOST_BREAKS, {"in_grammar": True}, "complete"),
     ("only stop", [], {"mode": "stop"}, "stop"),
     ("only stop, a grammar", [], {"mode": "stop", "in_grammar": True}, "complete"),
@@ -297,6 +299,17 @@ def test_a_list_is_never_taken_back_behind_what_was_shown() -> None:
     assert (step.loop.kind, breaker.length) == ("list", (3 + CERTAIN) * 40)
     assert breaker.settled == breaker.length - HELD
     assert step.length == step.loop.onset == 5 * 40 + 1
+    assert step.loop.period in (39, 40)
+
+
+def test_a_list_of_which_nearly_all_was_shown_has_a_period() -> None:
+    """Of what can be taken back, and not of nothing; a record of it holds some of it."""
+    breaker = watch(held=HELD, asked=500)
+    rng = random.Random(1)  # noqa: S311
+    done = broken(breaker, [token for _ in range(900) for token in long(rng.randrange(12), 6)])
+    assert done.kind == "list"
+    assert done.period in (5, 6)
+    assert len(done.rejected) == 3 * done.period
 
 
 def test_a_warning_of_a_list_says_where_it_began() -> None:

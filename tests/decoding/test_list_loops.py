@@ -27,14 +27,16 @@ def test_items_that_were_said_before_are_counted(marker: str, size: int) -> None
 
 
 def test_the_onset_is_where_the_first_of_them_says_something() -> None:
-    """The marker stays, so that another item can follow it; what is settled is passed over."""
+    """After its number, so that the list goes on; later ones where the first can no longer be taken back."""
     text = "".join(f"{n}. {city}\n" for n, city in enumerate(CITIES, 1))
     items, tokens = feed(text, 1)
-    assert b"".join(tokens[: items.onset(0)]).endswith(b"\n4.")
-    assert items.held_from == items.onset(0) == items.onset(items.onset(0))
-    later = items.onset(items.onset(0) + 1)
+    first, period = items.loop(0, len(tokens))
+    assert b"".join(tokens[:first]).endswith(b"\n4.")
+    assert period == (len(tokens) - first) // CERTAIN
+    assert items.held_from == first == items.loop(first, len(tokens))[0]
+    later, _ = items.loop(first + 1, len(tokens))
     assert b"".join(tokens[:later]).endswith(b"\n5.")
-    assert items.onset(10_000) == 10_000
+    assert items.loop(10_000, 10_001) == (10_000, 1)
 
 
 COUNTED = {

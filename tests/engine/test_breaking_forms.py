@@ -164,3 +164,20 @@ def test_forced_tokens_count(max_tokens: int) -> None:
     assert encode(text) == encode(ANSWER)[:max_tokens]
     whole = max_tokens == len(encode(ANSWER))
     assert (last.finish_reason, last.complete) == (("stop", True) if whole else ("length", False))
+
+
+@pytest.mark.parametrize("mode", ["break", "stop"])
+@pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
+def test_what_the_form_leaves_no_choice_about_is_no_loop(mode: str, streamed: bool) -> None:
+    """A constant that repeats itself is the caller's; the answer is whole, and shown once."""
+    value = {"a": TEXT * 20 + "abcdefghijklmnopqrstuvwxyz", "b": "x"}
+    schema = {
+        "properties": {"a": {"const": value["a"]}, "b": {"enum": ["x", "y"]}},
+        "type": "object",
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    }
+    text = json.dumps(value)
+    session = says([*encode(text), END])
+    said, last, breaks, _ = run(session, Constraint("json_schema", json.dumps(schema)), breaker=mode, streamed=streamed)
+    assert (said, last.finish_reason, breaks) == (text, "stop", [])

@@ -202,3 +202,40 @@ def test_of_a_turn_only_what_was_said_is_kept(folder: Path, store: PreferenceSto
     store.record_break([{"role": "user", "content": "Hi", "name": "Ann"}], "good", "b", 7)
     (file,) = folder.iterdir()
     assert json.loads(file.read_text())["prompt"] == [{"role": "user", "content": "Hi"}]
+
+
+def test_a_folder_of_another_user_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever made it could read what is kept there."""
+    folder.mkdir(mode=0o700)
+    store = PreferenceStore(folder, 1 << 20)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    store.record_break("p", "good", "b", 7)
+    store.close()
+    assert os.listdir(folder) == []
+
+
+def test_a_file_that_cannot_be_synced_is_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is told; the descriptor does not stay open."""
+    store = PreferenceStore(folder, 1 << 20)
+    store.record_break("p", "good", "b", 7)
+    synced: list[int] = []
+
+    def refuse(fd: int) -> None:
+        synced.append(fd)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        store.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(synced[0])
+
+
+def test_what_is_left_out_is_told_once(
+    store: PreferenceStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A site that asks for long texts has no line in its log for each of them."""
+    monkeypatch.setattr(preferences, "LONGEST_RECORD", 10)
+    for _ in range(3):
+        store.record_break("p", "good", "b", 7)
+    assert len(caplog.records) == 1
