@@ -133,8 +133,8 @@ format: 1
 name: place
 version: "1"
 prompt: {form: text, template: "{input}\\n", system: "The nurses of the ward are:"}
-output: {kind: regex, pattern: "(Emily Carter, Ward 3\\nJohn Smith, Ward 3\\n){8,99}end"}
-max_tokens: 400
+output: {kind: regex, pattern: "((Emily Carter|John Smith), Ward 3\\n){90,99}end"}
+max_tokens: 900
 """
 
 
