@@ -106,8 +106,7 @@ def _exact(copies: Copies, period: int) -> float:
 
 def _counter(copies: Copies, period: int) -> float:
     if copies.place == "table":
-        a_word = copies.distinct == 1 and not _FILLER.search(copies.text) and _only_counts(copies)
-        return 24 if copies.distinct >= 2 or a_word else NEVER
+        return 24 if copies.distinct >= 2 else NEVER
     steady = 1.0 if _only_counts(copies) else 4.0
     if _is_list(copies) and not _is_timed(copies):
         return (6 if copies.words else 12) * steady

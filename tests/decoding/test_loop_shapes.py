@@ -81,8 +81,7 @@ COUNTER = [
     ("much punctuation", "prose", "set pump = 4; set valve = 4; ", "set pump = 5; set valve = 5; ", NEVER),
     ("too few words", "prose", "4, 4, 4, 4 red, old, big ", "5, 5, 5, 5 red, old, big ", NEVER),
     ("a row that says something", "table", "| pump four | 4 |\n", "| pump four | 5 |\n", 24),
-    ("a row with a word", "table", "| 4. Earth |\n", "| 5. Earth |\n", 24),
-    ("a row with a word, and data", "table", "| Earth | 4 | 7 |\n", "| Earth | 5 | 3 |\n", NEVER),
+    ("a row with a word", "table", "| 4. Earth |\n", "| 5. Earth |\n", NEVER),
     ("a plan", "prose", "Day 3, 20:00: take vitamin D.\n", "Day 4, 20:00: take vitamin D.\n", NEVER),
     ("a row of numbers", "table", "| 7 | 4 |\n", "| 7 | 5 |\n", NEVER),
 ]
