@@ -81,8 +81,7 @@ class InstalledTasks:
             ConfigError: the directory is a link or a file, others may write it, or it holds too many.
         """
         with self._lock, self._open() as directory:
-            names = [] if directory is None else self._names(directory)
-            read = {name: self._read(directory, name) for name in names} if directory is not None else {}
+            read = {} if directory is None else {n: self._read(directory, n) for n in self._names(directory)}
             self._known = {name: known for name, known in self._known.items() if name in read}
         found = [one for one in read.values() if one is not None]
         return Found(

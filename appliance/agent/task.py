@@ -22,10 +22,8 @@ What this does NOT do: run a task. The engine generates, `best_of` chooses. And 
 what an input tells it to do: bind the answer by a schema, and treat what is free in it as words of a stranger.
 """
 
-import functools
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,8 +34,8 @@ from msgspec import Meta
 from appliance.agent import lines
 from appliance.config import MAX_YAML_BYTES, convert, load_yaml
 from appliance.decoding import json_schema
-from appliance.decoding.conformity import conforms
-from appliance.decoding.grammar import Constraint, Vocabulary, compile_grammar
+from appliance.decoding.conformity import byte_vocabulary, conforms
+from appliance.decoding.grammar import Constraint, compile_grammar
 from appliance.decoding.sampling import SamplingParams
 from appliance.decoding.verifiers import Agreement, Context, Length, Schema, Verdict, Verifier, judge
 from appliance.errors import ConfigError, SkerryError
@@ -138,15 +136,9 @@ class TextOutput(_Part, frozen=True, tag_field="kind", tag="text"):
 def _refuse(constraint: Constraint) -> None:
     """Refuse what no model could be held to, so that the file's author is told and not a caller."""
     try:
-        compile_grammar(constraint, _bytes())
+        compile_grammar(constraint, byte_vocabulary(()))
     except SkerryError as e:
         raise ValueError(e.message) from e
-
-
-@functools.cache
-def _bytes() -> Vocabulary:
-    """One token a byte, and one that ends."""
-    return Vocabulary([bytes([byte]) for byte in range(256)] + [b""], {}, [256], lambda text: list(text.encode()))
 
 
 Output = SchemaOutput | RegexOutput | LarkOutput | TextOutput
@@ -168,9 +160,17 @@ class Sampling(_Part, frozen=True):
 
     def __post_init__(self) -> None:
         try:
-            SamplingParams(**msgspec.structs.asdict(self)).validate(0)
+            self.params().validate(0)
         except SkerryError as e:
             raise ValueError(e.message) from e
+
+    def params(self, logit_bias: Mapping[int, float] | None = None) -> SamplingParams:
+        """What the engine is told.
+
+        Args:
+            logit_bias: added to logits, by token.
+        """
+        return SamplingParams(**msgspec.structs.asdict(self), logit_bias=logit_bias or {})
 
 
 # --- the task ---------------------------------------------------------------------------------------------------------
@@ -285,17 +285,10 @@ def _refuse_values(value: Any, place: str) -> None:
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             _refuse_values(part, f"{place}.{key}" if isinstance(key, str) else f"{place}[{key}]")
     elif isinstance(value, float | int):
-        if not _is_finite(value):
+        if not json_schema.is_double(value):
             raise msgspec.ValidationError(f"{str(value)[:16]}, expected a number that a double can hold - at `{place}`")
     elif not isinstance(value, str | None):
         raise msgspec.ValidationError(f"a {type(value).__name__}, expected text in quotes - at `{place}`")
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def _check_verifier(verifier: Verifier, candidates: int) -> None:

@@ -88,7 +88,7 @@ class AsyncClient:
 
     async def tasks(self) -> tuple[TaskInfo, ...]:
         """All installed tasks."""
-        return await self._do(protocol.tasks())
+        return (await self.task_list()).tasks
 
     async def run_task(
         self, name: str, text: str, *, sources: Sequence[str] = (), model: str | None = None

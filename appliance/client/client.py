@@ -107,7 +107,7 @@ class Client:
 
     def tasks(self) -> tuple[TaskInfo, ...]:
         """All installed tasks."""
-        return self._do(protocol.tasks())
+        return self.task_list().tasks
 
     def run_task(self, name: str, text: str, *, sources: Sequence[str] = (), model: str | None = None) -> TaskResult:
         """Give a task an input; the result says which verifiers it passed."""

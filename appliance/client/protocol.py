@@ -31,7 +31,6 @@ from appliance.client.types import (
     Piece,
     Status,
     Structure,
-    TaskInfo,
     TaskList,
     TaskResult,
     Timings,
@@ -144,11 +143,6 @@ def model(name: str) -> Call[ModelInfo]:
 def task_list() -> Call[TaskList]:
     """Ask for all installed tasks, and for the files that hold none."""
     return Call("GET", "/skerry/v1/tasks", _reader(TaskList), quick=True)
-
-
-def tasks() -> Call[tuple[TaskInfo, ...]]:
-    """Ask for all installed tasks."""
-    return Call("GET", "/skerry/v1/tasks", lambda reply: _reader(TaskList)(reply).tasks, quick=True)
 
 
 def run_task(name: str, text: str, sources: Sequence[str], model: str | None) -> Call[TaskResult]:

@@ -200,6 +200,7 @@ _UNNUMBERED = re.compile(
     re.IGNORECASE,
 )
 _REFUSED = re.compile(r"(?:\bnot|n't|\bnever|\bwithout|\bavoid|\bno)\b[^.!?\n]{0,40}$", re.IGNORECASE)
+_IN_WORDS = {"hundred": 100, "thousand": 1000}
 _ASKED_WITHOUT_NUMBER = 100
 _ENDS = 4_000
 """Characters that are read from a request's beginning and its end: what to do stands there, a document in between."""
@@ -211,8 +212,7 @@ def asked_copies(text: str) -> int:
     asked = 0
     for found in _NUMBERED.finditer(text):
         number = (found["n"] or found["rounds"]).lower()
-        words = {"hundred": 100, "thousand": 1000}
-        asked = max(asked, words[number] if number in words else int(number))
+        asked = max(asked, _IN_WORDS[number] if number in _IN_WORDS else int(number))
     if any(not _REFUSED.search(text, 0, found.end()) for found in _UNNUMBERED.finditer(text)):
         asked = max(asked, _ASKED_WITHOUT_NUMBER)
     return asked

@@ -392,11 +392,11 @@ def _replayed(constraint: Constraint, text: str, vocabulary: Vocabulary | None) 
 
 @functools.lru_cache(maxsize=64)
 def _byte_grammar(constraint: Constraint, named: tuple[str, ...]) -> Any:
-    return compile_grammar(constraint, _byte_vocabulary(named))
+    return compile_grammar(constraint, byte_vocabulary(named))
 
 
 @functools.lru_cache(maxsize=16)
-def _byte_vocabulary(named: tuple[str, ...]) -> Vocabulary:
+def byte_vocabulary(named: tuple[str, ...]) -> Vocabulary:
     """One token a byte, a stop token, and the control tokens that a grammar names."""
     token_bytes = [bytes([byte]) for byte in range(256)] + [b""] * (1 + len(named))
     control = {name: _STOP_TOKEN + 1 + i for i, name in enumerate(named)}

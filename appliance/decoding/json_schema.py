@@ -289,14 +289,15 @@ def _refuse_size(schema: object) -> None:
 
 
 def _refuse_value(value: object) -> None:
-    if isinstance(value, int | float) and not _is_double(value):
+    if isinstance(value, int | float) and not is_double(value):
         raise _refused("a number is beyond what a double can hold", "use smaller numbers")
     for text in value if isinstance(value, dict) else (value,):
         if isinstance(text, str) and not text.isascii():
             _refuse_halves(text)
 
 
-def _is_double(value: float) -> bool:
+def is_double(value: float) -> bool:
+    """Whether a double can hold a number: no infinity, and no integer that is too large."""
     try:
         return math.isfinite(value)
     except OverflowError:

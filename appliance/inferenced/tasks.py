@@ -25,7 +25,6 @@ from appliance.api.body import read_json
 from appliance.decoding.best_of import BestOf, Candidate
 from appliance.decoding.breaker import asked_copies
 from appliance.decoding.grammar import Grammar
-from appliance.decoding.sampling import SamplingParams
 from appliance.decoding.verifiers import Context
 from appliance.engine.candidates import Finished, complete_until
 from appliance.engine.completion import CompletionRequest
@@ -122,7 +121,7 @@ def _requests(task: Task, text: str, loaded: Loaded) -> list[CompletionRequest]:
     """One engine request for each candidate."""
     grammar = _grammar(task, loaded)
     bias = {loaded.tokenizer.encode(said, bos=False)[0]: value for said, value in tasks.biases(task).items()}
-    warm = SamplingParams(**msgspec.structs.asdict(task.sampling), logit_bias=bias)
+    warm = task.sampling.params(bias)
     warm.validate(loaded.session.card.vocabulary_size)
     greedy = replace(warm, temperature=0.0)
     return [
