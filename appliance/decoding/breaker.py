@@ -29,7 +29,6 @@ What this does NOT do: compute. The engine rewinds its cache and asks; a test ne
 
 import functools
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
@@ -37,6 +36,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.decoding.asked import NOTHING, Asked
 from appliance.decoding.list_loops import CERTAIN, WARY, ListItems
 from appliance.decoding.loop_shapes import Kind, Place
 from appliance.decoding.loops import ANCHOR, Loop, LoopFinder, TokenKinds
@@ -185,38 +185,6 @@ class _Recovery:
 
 # --- what the text is -------------------------------------------------------------------------------------------------
 
-_NUMBERED = re.compile(
-    r"\b(?:say|write|repeat|print|output|type|sing|copy|recite|put)\b[^\n]{0,300}?"
-    r"\b(?P<n>\d{1,5}|hundred|thousand)\s+(?:times|copies|repetitions)\b(?!\s+(?:an?|per|each|every)\b)"
-    r"|\b(?P<rounds>\d{1,5}|hundred|thousand)\s+(?:rounds|cycles|laps|reps|repetitions)\s+of\b",
-    re.IGNORECASE,
-)
-_UNNUMBERED = re.compile(
-    r"(?:^|[.!?:,;\n]\s*|\b(?:please|and|then|you|to)\s+)"
-    r"(?:(?:repeat|copy)\s+(?:this|it|that|these|the|after|\"|')"
-    r"|(?:say|write|repeat|print|output|type|sing|recite|give|show|fill|make|compose)\b[^.!?\n]{0,120}"
-    r"\b(?:over and over|again and again|with (?:spaces|dashes)"
-    r"|(?:chorus|refrain|lyrics|verses?|songs?|zeros?)(?!\.\w))\b)",
-    re.IGNORECASE,
-)
-_REFUSED = re.compile(r"(?:\bnot|n't|\bnever|\bwithout|\bavoid|\bno)\b[^.!?\n]{0,40}$", re.IGNORECASE)
-_IN_WORDS = {"hundred": 100, "thousand": 1000}
-_ASKED_WITHOUT_NUMBER = 100
-_ENDS = 4_000
-"""Characters that are read from a request's beginning and its end: what to do stands there, a document in between."""
-
-
-def asked_copies(text: str) -> int:
-    """Say how many copies a request asks for: 0 if it does not ask for repetition, a guess if it gives no number."""
-    text = text if len(text) <= 2 * _ENDS else text[:_ENDS] + "\n" + text[-_ENDS:]
-    asked = 0
-    for found in _NUMBERED.finditer(text):
-        number = (found["n"] or found["rounds"]).lower()
-        asked = max(asked, _IN_WORDS[number] if number in _IN_WORDS else int(number))
-    if any(not _REFUSED.search(text, 0, found.end()) for found in _UNNUMBERED.finditer(text)):
-        asked = max(asked, _ASKED_WITHOUT_NUMBER)
-    return asked
-
 
 class Markdown:
     """Where in a Markdown text its end is: in prose, in a fenced block of code, or in a table."""
@@ -261,7 +229,7 @@ class Breaker:
     Attributes:
         words: of the model.
         mode: what to do about a loop.
-        asked: copies that the request asks for, 0 if it does not ask for repetition.
+        asked: what the request says of repetition.
         held: tokens that are held back at most, infinity for all.
         in_grammar: whether a grammar holds the answer.
         thinking: whether the prompt ends inside a thinking block.
@@ -272,7 +240,7 @@ class Breaker:
 
     words: Words
     mode: Mode = "break"
-    asked: int = 0
+    asked: Asked = NOTHING
     held: float = HELD
     in_grammar: bool = False
     thinking: bool = False
@@ -307,20 +275,30 @@ class Breaker:
             if self._items.held_from is not None:
                 repeated = min(repeated, self._items.held_from)
             self.settled = max(self.settled, min(end - ANCHOR, repeated), end - int(self.held))
-        if finished and self._is_list_loop and (loop is None or not loop.certain):
+        certain = loop is not None and loop.certain
+        if self._is_list_loop(certain) and (certain or finished):
             onset, period = self._items.loop(0 if self.mode == "warn" else self.settled, end)
-            loop = Loop("list", onset, period, self._items.repeats, 1.0, certain=True)
+            if loop is None or not loop.certain:
+                loop = Loop("list", onset, period, self._items.repeats, 1.0, certain=True)
+            elif onset < loop.onset:  # the list had nothing new to say before it went round and round
+                loop = replace(loop, onset=onset)
         if loop is None or not loop.certain:
             return
-        if self.asked and loop.copies <= 1.25 * self.asked:
+        if loop.copies <= 1.25 * self._copies_asked(loop):
             return
         self._decide(loop)
 
-    @property
-    def _is_list_loop(self) -> bool:
+    def _copies_asked(self, loop: Loop) -> int:
+        if loop.kind != "counter":
+            return self.asked.copies
+        copy, words = self._finder.tokens[-loop.period :], self.words
+        in_a_row = not any(words.kinds.word[token] or b"\n" in words.token_bytes[token] for token in copy)
+        return max(self.asked.copies, self.asked.number) if in_a_row else self.asked.copies
+
+    def _is_list_loop(self, loops: bool) -> bool:
         if self._finder.wary:
             return self._items.repeats >= WARY
-        return self._items.repeats >= CERTAIN and not self._items.may_be_labels
+        return self._items.repeats >= (WARY if loops else CERTAIN) and not self._items.may_be_labels
 
     def _read(self, index: int, token: int) -> bool:
         data = self.words.token_bytes[token]

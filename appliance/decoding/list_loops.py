@@ -21,8 +21,8 @@ LABELS, LABEL_WORDS = 6, 3
 
 _MARKER = re.compile(rb"\s*(?:\d+[.)]|[*\x95-]|\xe2\x80\xa2)\s+")
 _NO_SIGNS = re.compile(r"[\W_]+")
-_KEY = re.compile(rb"\s*[*-]\s+[\w.-]+:(?:\s|$)")
-"""A bullet and a key: YAML, whose lists repeat."""
+_KEY = re.compile(rb"\s*[*-]\s+(?:[\w.-]+:(?:\s|$)|[!&{\[])")
+"""A bullet and a key or a sign: YAML, whose lists repeat."""
 _COLUMNS = re.compile(rb"[._]{4}|\t|\|")
 """A table of contents, or another sort of columns."""
 
@@ -88,7 +88,7 @@ class ListItems:
         own = _NO_SIGNS.sub(" ", marker[0].decode(errors="replace")).strip()
         words = _NO_SIGNS.sub(" ", line[marker.end() :].decode(errors="replace").lower()).split()
         item = " ".join(word for word in words if word != own)
-        if sum(map(str.isalpha, item)) < 3:
+        if not any(map(str.isalpha, item)):
             self._starts = []
             return False
         if item in self._seen:

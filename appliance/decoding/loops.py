@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from appliance.decoding.loop_shapes import Copies, Kind, Place, copies_needed
+from appliance.decoding.loop_shapes import SHORT, SHOWN, Copies, Kind, Place, copies_needed
 from appliance.decoding.text import TokenBytes
 
 LONGEST_PERIOD = 1024
@@ -42,6 +42,10 @@ MIN_SPAN = 96
 MIN_COPIES = 4
 WARY_SPAN, WARY_COPIES, WARY_MOST = 48, 3, 24
 """The same for a wary finder. Half of the copies that are needed otherwise make it certain, and so many in any case."""
+STALE_COPIES, STALE = 6, 4
+"""A wary finder is certain of prose that resembles itself for so many copies, the last of which bring nothing new."""
+CODE_DIGITS = 3
+"""A number of so many digits that was not there before is something new; shorter ones count."""
 JUDGED_EVERY = 16
 """Tokens at least between two judgements of what a repetition looks like."""
 
@@ -182,6 +186,9 @@ class LoopFinder:
         self._exact, self._masked = _Reading(), _Reading()
         self._places: list[int] = []  # token index of each symbol of the masked reading
         self._in_number = False
+        self._known: set[int | bytes] = set()  # words and longer numbers of the answer
+        self._number = b""
+        self._fresh = 0  # tokens up to the last word or longer number that was not there before
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -215,6 +222,7 @@ class LoopFinder:
 
     def _append(self, token: int) -> None:
         self._exact.push(token)
+        self._note_fresh(token)
         if not self._kinds.number[token]:
             self._in_number = False
             self._places.append(len(self.tokens) - 1)
@@ -223,6 +231,22 @@ class LoopFinder:
             self._in_number = True
             self._places.append(len(self.tokens) - 1)
             self._masked.push(_NUMBER_SYMBOL)
+
+    def _note_fresh(self, token: int) -> None:
+        kinds = self._kinds
+        if kinds.number[token]:
+            self._number += kinds.token_bytes[token].strip()
+            return
+        if len(self._number) >= CODE_DIGITS:
+            self._note(self._number)
+        self._number = b""
+        if kinds.word[token]:
+            self._note(token)
+
+    def _note(self, said: int | bytes) -> None:
+        if said not in self._known:
+            self._known.add(said)
+            self._fresh = len(self.tokens)
 
     def truncate(self, length: int) -> None:
         """Forget every token from `length` on.
@@ -266,8 +290,12 @@ class LoopFinder:
             share = _modal_share(reading.symbols, distance, int(copies)) if kind == "drift" else 1.0
             trail.kind, trail.needed = kind, copies_needed(self._copies(kind, period, place, share), period)
             trail.judge_at = len(self.tokens) + max(period, JUDGED_EVERY)
-        needed = max(WARY_COPIES, min(trail.needed / 2, WARY_MOST)) if self.wary else trail.needed
-        return Loop(kind, places[start], period, copies, trail.matches / trail.run, copies >= needed)
+        needed = trail.needed
+        if self.wary:
+            stale = place == "prose" and len(self.tokens) - self._fresh >= STALE * period
+            needed = max(WARY_COPIES, min(needed / 2, STALE_COPIES if stale else WARY_MOST))
+        certain = copies >= needed and trail.clean < end  # a symbol that differs may be the end of it
+        return Loop(kind, places[start], period, copies, trail.matches / trail.run, certain)
 
     def _is_long(self, run: int, distance: int) -> bool:
         span, copies = (WARY_SPAN, WARY_COPIES) if self.wary else (MIN_SPAN, MIN_COPIES)
@@ -276,18 +304,23 @@ class LoopFinder:
     def _copies(self, kind: Kind, period: int, place: Place, modal_share: float) -> Copies:
         kinds, tokens = self._kinds, self.tokens
         last, before = tokens[-period:], tokens[-2 * period : -period]
+        run = tokens[-SHOWN * period :] if kind == "counter" and period <= SHORT else ()
         words = [token for token in last if kinds.word[token]]
         return Copies(
             kind,
-            b"".join(kinds.token_bytes[token] for token in last).decode(errors="replace"),
-            b"".join(kinds.token_bytes[token] for token in before).decode(errors="replace"),
+            self._text(last),
+            self._text(before),
             _visible(kinds, last),
             len(words),
             len(set(words)),
             len(set(last)),
             modal_share,
             place,
+            self._text(run),
         )
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return b"".join(self._kinds.token_bytes[token] for token in tokens).decode(errors="replace")
 
 
 def _visible(kinds: TokenKinds, tokens: Sequence[int]) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from appliance.decoding.asked import NOTHING, Asked
 from appliance.decoding.breaker import HELD, Break, Breaker, Mode, Words
 from appliance.decoding.sampling import SamplingParams, TokenLogprobs
 from appliance.decoding.stop import StopStrings
@@ -39,7 +40,7 @@ class CompletionRequest:
         index: which of the request's answers this is.
         breaker: what to do about a loop.
         streamed: whether somebody reads along, so that little can be taken back.
-        asked_copies: how many times the request asks for the same, 0 if it does not.
+        asked: what the request says of repetition.
         grammar: the form that the answer must have.
         spoken: control tokens that are a part of the answer's text, and how they read there.
     """
@@ -52,7 +53,7 @@ class CompletionRequest:
     index: int = 0
     breaker: Mode = "break"
     streamed: bool = True
-    asked_copies: int = 0
+    asked: Asked = NOTHING
     grammar: "Grammar | None" = None
     spoken: Mapping[int, bytes] = field(default_factory=dict, hash=False)
 
@@ -120,7 +121,7 @@ def complete(
         breaker = Breaker(
             words,
             request.breaker,
-            asked=request.asked_copies,
+            asked=request.asked,
             held=HELD if request.streamed else math.inf,
             in_grammar=grammar is not None,
             thinking=words.thinks_at_end_of(request.prompt),

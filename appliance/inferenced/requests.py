@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from appliance.decoding.breaker import asked_copies
+from appliance.decoding.asked import NOTHING, Asked
 from appliance.decoding.sampling import SamplingParams
 from appliance.engine.completion import CompletionRequest
 from appliance.errors import ContextTooLong, InvalidRequest, NoChatTemplate
@@ -149,7 +149,7 @@ def prepare_chat(request: ChatRequest, loaded: Loaded) -> Prepared:
         prompt=tuple(prompt),
         max_tokens=request.max_completion_tokens or request.max_tokens,
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        asked_copies=asked_copies(asked),
+        asked=Asked.of(asked),
         field="messages",
     )
     return Prepared(_jobs(request, loaded, wanted, plan), plan)
@@ -178,7 +178,7 @@ def prepare_text(request: TextRequest, loaded: Loaded) -> Prepared:
         prompt=tuple(prompt),
         max_tokens=request.max_tokens,
         top_logprobs=request.logprobs,
-        asked_copies=asked_copies(given) if isinstance(given, str) else 0,
+        asked=Asked.of(given) if isinstance(given, str) else NOTHING,
         field="prompt",
     )
     return Prepared(_jobs(request, loaded, wanted, plan), plan)
@@ -220,7 +220,7 @@ class _Wanted:
     prompt: tuple[int, ...]
     max_tokens: int | None
     top_logprobs: int | None
-    asked_copies: int
+    asked: Asked
     field: str
 
 
@@ -248,7 +248,7 @@ def _jobs(request: _Common, loaded: Loaded, wanted: _Wanted, plan: Plan) -> list
             index=index,
             breaker=request.loop_breaker or "break",
             streamed=bool(request.stream),
-            asked_copies=wanted.asked_copies,
+            asked=wanted.asked,
             grammar=grammar,
             spoken=spoken,
         )

@@ -22,8 +22,8 @@ from appliance.agent import task as tasks
 from appliance.agent.installed import InstalledTasks
 from appliance.agent.task import Task
 from appliance.api.body import read_json
+from appliance.decoding.asked import Asked
 from appliance.decoding.best_of import BestOf, Candidate
-from appliance.decoding.breaker import asked_copies
 from appliance.decoding.grammar import Grammar
 from appliance.decoding.verifiers import Context
 from appliance.engine.candidates import Finished, complete_until
@@ -133,7 +133,7 @@ def _requests(task: Task, text: str, loaded: Loaded) -> list[CompletionRequest]:
             index=index,
             grammar=grammar,
             streamed=False,
-            asked_copies=asked_copies(task.prompt.system),
+            asked=Asked.of(task.prompt.system),
         )
         for index in range(task.candidates)
     ]

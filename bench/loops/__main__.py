@@ -129,7 +129,9 @@ def _replay(short: str, form: Form, options: argparse.Namespace, report: Report)
         report.replayed[short] = list(replay(corpus(), tokenizer, words))
     if "unseen" in options.parts:
         _say(f"{short}: unseen documents", 0.0)
-        report.unseen[short] = list(replay(unseen(UNSEEN), tokenizer, words))
+        before, last = unseen(UNSEEN)
+        report.drawn[short] = list(replay(before, tokenizer, words))
+        report.unseen[short] = list(replay(last, tokenizer, words))
     if "planted" in options.parts:
         _say(f"{short}: planted loops", 0.0)
         report.planted[short] = list(plant(tokenizer, words))

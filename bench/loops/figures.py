@@ -92,7 +92,10 @@ def judge_rows(prompts: Sequence[Prompt], rows: Sequence[Mapping[str, Any]]) -> 
     """Judge the rows of one setting, in the order of their prompts."""
     return [
         Judged(
-            p, r, judge(r["text"], counts=p.counts, table=p.family == "table"), p.verify(Answer(r["text"], r["finish"]))
+            p,
+            r,
+            judge(r["text"], counts=p.counts, table=p.family == "table", source=p.source),
+            p.verify(Answer(r["text"], r["finish"])),
         )
         for p, r in zip(prompts, rows, strict=True)
     ]

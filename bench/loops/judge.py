@@ -8,6 +8,7 @@ A text is a loop if at least 4 copies in a row resemble the one before them by 0
 marks, and either reach the end of the text or make up 40 % of it; unless the copies carry something new:
 
 - **new words**: most copies bring words that no copy before them had: rows of a table, lines of code, a list's items;
+  or, where the request came with a document, numbers of it, as the right answer to "list all pumps" does;
 - **new numbers**: the copies are data rather than prose (at most half of what they say are words), and their numbers
   do more than count up;
 - **counting**: where the request asked for a sequence of numbers, copies without any word whose numbers change are
@@ -20,7 +21,7 @@ times" are repetition without news, and right. It calls them loops; `bench.loops
 import difflib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +36,8 @@ WINDOW = 12
 """Symbols at least over which the likeness of two copies is taken: one odd symbol must not end a short period's run."""
 NEW_COPIES, NEW_WORDS = 0.6, 0.08
 """Share of the copies that must bring new words, and how many of all words these must be."""
+SOURCE_DIGITS = 3
+"""Of a number that tells a document's records apart."""
 LONGEST_UNIT = 6
 """Lines or sentences that a copy may have where copies are aligned."""
 
@@ -94,15 +97,17 @@ class _Text:
         return self.text[self.at[start] : stop].strip()
 
 
-def judge(text: str, *, counts: bool = False, table: bool = False) -> Found | None:
+def judge(text: str, *, counts: bool = False, table: bool = False, source: str = "") -> Found | None:
     """Find the loop that a text ends in or mostly is; None if there is none.
 
     Args:
         text: whole.
         counts: whether a sequence of numbers was asked for.
         table: whether a Markdown table was.
+        source: the document that the request came with.
     """
     seen = _Text(text)
+    numbers = frozenset(s for s in _Text(source).raw if len(s) >= SOURCE_DIGITS and s[0].isdigit())
     runs = [*_periodic(seen.raw), *_periodic(seen.masked), *_aligned(seen)]
     found = []
     for run in runs:
@@ -111,7 +116,7 @@ def judge(text: str, *, counts: bool = False, table: bool = False) -> Found | No
         if length < MIN_SYMBOLS or not (reaches_end or length >= MOST_OF_TEXT * len(seen.raw)):
             continue
         kind = _kind(seen, run)
-        if _brings_words(seen, run) or (kind != "exact" and _brings_numbers(seen, run)):
+        if _brings_words(seen, run, numbers) or (kind != "exact" and _brings_numbers(seen, run)):
             continue
         if kind != "exact" and _is_data_asked_for(seen, run, counts=counts, table=table):
             continue
@@ -226,11 +231,11 @@ def _is_word(symbol: str) -> bool:
     return len(symbol) > 1 and symbol.isalpha()
 
 
-def _brings_words(seen: _Text, run: _Run) -> bool:
+def _brings_words(seen: _Text, run: _Run, numbers: Collection[str]) -> bool:
     known: set[str] = set()
     bringing, new, words = [], 0, 0
     for number, (a, b) in enumerate(itertools.pairwise(run.borders)):
-        said = [s for s in seen.raw[a:b] if _is_word(s)]
+        said = [s for s in seen.raw[a:b] if _is_word(s) or s in numbers]
         fresh = set(said) - known
         known |= fresh
         if number >= 2:

@@ -45,6 +45,11 @@ class Prompt:
         return f"Question: {self.text}\nAnswer:"
 
     @property
+    def source(self) -> str:
+        """The document that it comes with; empty if there is none."""
+        return self.text.partition("\n\n")[2]
+
+    @property
     def seal(self) -> int:
         """Of the words: an answer belongs to a prompt only if this is the same."""
         return zlib.crc32(self.text.encode())

@@ -6,7 +6,8 @@ No model computes here. A hard intervention is the first step that the breaker a
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from appliance.decoding.breaker import Breaker, Step, Words, asked_copies
+from appliance.decoding.asked import Asked
+from appliance.decoding.breaker import Breaker, Step, Words
 from appliance.models.tokenizer import Tokenizer
 from bench.loops.corpus import MAX_TOKENS, Document
 
@@ -41,7 +42,7 @@ def first_step(words: Words, tokens: Iterable[int], request: str | None = None) 
         tokens: of the text.
         request: what was asked, if the text is an answer.
     """
-    breaker = Breaker(words, "break", asked=asked_copies(request or ""))
+    breaker = Breaker(words, "break", asked=Asked.of(request or ""))
     for at, token in enumerate(tokens, 1):
         breaker.push(token)
         if breaker.step is not None:

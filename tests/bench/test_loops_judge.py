@@ -6,6 +6,7 @@ import re
 import pytest
 
 from bench.loops.judge import judge
+from bench.loops.prompts import PROMPTS, Prompt
 from bench.loops.sources import REPORTS
 
 PROSE = (
@@ -93,6 +94,34 @@ def test_counting_that_was_asked_for_is_no_loop() -> None:
     assert judge(", ".join(map(str, range(1, 100)))) is not None
     assert judge("".join(f"{n}. The pump runs. " for n in range(1, 40)), counts=True) is not None
     assert judge(", ".join([counted] * 5), counts=True) is not None
+
+
+def _right_answers(prompt: Prompt) -> list[str]:
+    """What the best model could answer to an extraction: every record, in some form."""
+    document = prompt.source
+    records = document.splitlines() if "\n" in document else re.split(r"(?<=\.) (?=P-|[A-Z]\w+ [A-Z])", document)
+    numbered = [f"{n}. {record}" for n, record in enumerate(records, 1)]
+    short = [re.sub(r" by [A-Z]\w+ [A-Z]\w+", "", record) for record in numbered]
+    return ["\n".join(records), "\n".join(numbered), "\n".join(short), " ".join(records)]
+
+
+@pytest.mark.parametrize("prompt", [p for p in PROMPTS if p.family == "extraction"], ids=lambda p: p.id)
+def test_the_right_answer_is_no_loop(prompt: Prompt) -> None:
+    """However alike the records are: each brings a number or a name of the document."""
+    assert prompt.source
+    for text in _right_answers(prompt):
+        assert judge(text, source=prompt.source) is None
+
+
+def test_a_documents_numbers_are_new_once() -> None:
+    """Rows that bring none, or the same ones, are a loop as ever; and without the document the numbers say nothing."""
+    rows = [f"P-{n}: the sensor was changed.\n" for n in (4821, 5998, 5254, 1708, 6571, 3183, 8100, 2352, 3910, 5675)]
+    source = "".join(rows)
+
+    assert judge("".join(rows), source=source) is None
+    assert judge("".join(rows)) is not None
+    assert judge("".join(rows[:2] * 5), source=source) is not None
+    assert judge("".join(f"{n}. The sensor was changed.\n" for n in range(1, 15)), source=source) is not None
 
 
 def test_the_place_of_a_loop_is_told() -> None:

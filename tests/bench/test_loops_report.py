@@ -98,14 +98,15 @@ def test_unseen_documents_stand_apart() -> None:
     acted = Acted(80, Step("resample", 40, loop))
     files = [Replayed(Document(f"yaml, a/b:{n}", "yaml", "x"), 3, None) for n in range(10)]
     made = [Replayed(Document(f"knitting {n}", "knitting", "x"), 3, acted if n == 0 else None) for n in range(10)]
-    one = Report("a machine", "skerry", unseen={"smollm2": files + made})
+    one = Report("a machine", "skerry", drawn={"smollm2": files + made}, unseen={"smollm2": files})
 
     assert verdicts(one) == [
-        "smollm2: acted on 0 of 10 (0.0 %) unseen documents, all files; met (at most 0.1 %)",
-        "smollm2: acted on 1 of 10 (10.0 %) unseen documents, all routines; MISSED (at most 0.1 %)",
+        "smollm2: acted on 0 of 10 (0.0 %) documents drawn before, all files; met (at most 0.1 %)",
+        "smollm2: acted on 1 of 10 (10.0 %) documents drawn before, all routines; MISSED (at most 0.1 %)",
+        "smollm2: acted on 0 of 10 (0.0 %) documents unseen, all files; met (at most 0.1 %)",
     ]
     text = markdown(one)
-    assert "### Legitimate documents, unseen" in text
+    assert text.index("### Legitimate documents, drawn before") < text.index("### Legitimate documents, unseen")
     assert "### Legitimate documents\n" not in text
     assert "- knitting 0: exact, period 10, 4.0 copies, at token 80" in text
-    assert [d["acted_at"] for d in plain(one)["unseen"]["smollm2"][9:11]] == [None, 80]
+    assert [d["acted_at"] for d in plain(one)["drawn"]["smollm2"][9:11]] == [None, 80]

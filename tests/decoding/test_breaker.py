@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pytest
 
+from appliance.decoding.asked import Asked
 from appliance.decoding.breaker import (
     EARLY,
     HELD,
@@ -130,7 +131,7 @@ def test_in_a_grammar_it_takes_twice_as_many_copies() -> None:
 @pytest.mark.parametrize(("asked", "copies"), [(0, 8), (8, 10), (50, 62.5)])
 def test_who_asks_for_copies_gets_a_quarter_more(asked: int, copies: float) -> None:
     """And not one token more than that."""
-    breaker = watch(asked=asked)
+    breaker = watch(asked=Asked(asked))
     step = feed(breaker, LOOP)
     assert step
     assert step.loop.copies == pytest.approx(copies, abs=1 / PERIOD + 1e-9)
@@ -175,7 +176,7 @@ def test_what_is_held_too_long_is_shown_and_stays() -> None:
 
 def test_the_record_has_three_periods_of_what_was_taken_back() -> None:
     """Where there are more copies; `at` and `length` say how much it was."""
-    done = broken(watch(asked=20), LOOP)
+    done = broken(watch(asked=Asked(20)), LOOP)
     assert (done.onset, done.period, done.length) == (ONSET, PERIOD, ONSET)
     assert done.rejected == (*SENTENCE,) * 3
     assert done.at == len(LEAD) + 25 * PERIOD + 1
@@ -304,7 +305,7 @@ def test_a_list_is_never_taken_back_behind_what_was_shown() -> None:
 
 def test_a_list_of_which_nearly_all_was_shown_has_a_period() -> None:
     """Of what can be taken back, and not of nothing; a record of it holds some of it."""
-    breaker = watch(held=HELD, asked=500)
+    breaker = watch(held=HELD, asked=Asked(500))
     rng = random.Random(1)  # noqa: S311
     done = broken(breaker, [token for _ in range(900) for token in long(rng.randrange(12), 6)])
     assert done.kind == "list"
@@ -319,6 +320,44 @@ def test_a_warning_of_a_list_says_where_it_began() -> None:
     (done,) = breaker.breaks
     assert (done.kind, done.onset) == ("list", 3 * ITEM + 1)
     assert done.period in (ITEM - 1, ITEM)
+
+
+def test_a_list_that_goes_round_in_the_end_goes_back_to_where_it_had_nothing_new() -> None:
+    """The loop of tokens is found first; what the list repeated before that is no loss either."""
+    order = [0, 1, 2, 0, 2, 1, *[1] * 20]
+    breaker = watch()
+    step = feed(breaker, [*PREFACE, *(token for number in order for token in long(number, 24))])
+    assert step
+    assert (step.loop.kind, step.loop.onset) == ("exact", len(PREFACE) + 3 * 24 + 1)
+
+
+def test_labels_that_go_round_in_the_end_stay() -> None:
+    """A few short items are right to repeat: only the loop of tokens goes."""
+    order = [0, 1, 2, 0, 2, 1, 0, 0, *[1] * 200]
+    breaker = watch()
+    step = feed(breaker, [*PREFACE, *(token for number in order for token in (BULLET, 700 + number, LINE_END))])
+    assert step
+    assert step.loop.onset > len(PREFACE) + 8 * 3
+
+
+# name | what is between the numbers | the request's largest number | copies, 0 for no loop
+COUNTED = [
+    ("nothing asked", [STOP], 0, 64),
+    ("a few asked", [STOP], 12, 64),
+    ("that many asked", [STOP], 100, 125),
+    ("more asked", [STOP], 200, 0),
+    ("a line each", [LINE_END], 100, 0),
+    ("words", list(range(500, 512)), 100, 8),
+]
+
+
+@pytest.mark.parametrize(("between", "number", "copies"), [r[1:] for r in COUNTED], ids=[r[0] for r in COUNTED])
+def test_numbers_in_a_row_may_go_as_far_as_the_request(between: list[int], number: int, copies: int) -> None:
+    """A quarter more than the number it has; sentences with a number are no such row."""
+    text = [token for n in range(150) for token in (*(NUMBER + 10 + int(d) for d in str(100 + n)), *between)]
+    breaker = watch(asked=Asked(number=number))
+    step = feed(breaker, text)
+    assert (step.loop.copies if step else 0) == pytest.approx(copies, abs=2)
 
 
 def test_items_in_the_same_order_are_a_loop_of_tokens() -> None:

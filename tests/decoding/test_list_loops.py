@@ -41,6 +41,7 @@ def test_the_onset_is_where_the_first_of_them_says_something() -> None:
 
 COUNTED = {
     "lines between": ("".join(f"- The old town of {city}\n\n" for city in CITIES), CERTAIN),
+    "short ones": ("1. ez\n2. ez\n3. f\n4. ez\n5. f\n", 2),
     "other case, other signs": ("- Rome is old now\n- rome IS old now\n- **Rome** is old, now!\n", 2),
     "its own number": ("".join(f"{n}. Red: {n}\n" for n in range(1, 6)), 4),
     "a number behind them": ("- Rome is old now\n" * 5 + "- 12\n", 0),
@@ -66,6 +67,8 @@ SPARED = {
     "a new item": "".join(f"{n}. {city}\n" for n, city in enumerate((*CITIES, "Oslo"), 1)),
     "numbers alone": "".join(f"{n}. {n % 3}\n" for n in range(30)),
     "yaml": "- port: 22\n" * 20,
+    "yaml with a tag": "- !sum [1, 2]\n" * 20,
+    "yaml in one line": "- {port: 22, pump: on}\n" * 20,
     "contents": "".join(f"{n}. Notes ........ {7 * n}\n" for n in range(1, 20)),
     "contents of one page": "".join(f"{n}. Notes ........ 7\n" for n in range(1, 20)),
     "prose": "It is so.\n" * 20,

@@ -8,13 +8,13 @@ import pytest
 from appliance.decoding.loop_shapes import NEVER, Copies, Kind, Place, copies_needed
 
 
-def look(kind: Kind, place: Place, before: str, text: str, modal_share: float) -> tuple[Copies, int]:
+def look(kind: Kind, place: Place, before: str, text: str, modal_share: float, run: str = "") -> tuple[Copies, int]:
     """Two copies as the finder describes them, and the period; a token is a word, a number, a sign or a line's end."""
     tokens = re.findall(r"\d+|[^\W\d_]+|[^\w ]|_", text)
     words = [token for token in tokens if re.fullmatch(r"[^\W\d_]{2,}|[aI]", token)]
     visible = [token for token in tokens if token.strip()]
     counts = (len(visible), len(words), len(set(words)), len(set(tokens)))
-    return Copies(kind, text, before, *counts, modal_share, place), len(tokens)
+    return Copies(kind, text, before, *counts, modal_share, place, run), len(tokens)
 
 
 # name | place | text of each copy | copies, or tokens that all of them must cover
@@ -35,11 +35,22 @@ EXACT = [
     ("a short row of numbers", "prose", "1, 2, 3, ", None, 2400),
     ("a line of numbers", "prose", "1, 2, 3, 4, 5, 6, 7\n", None, 2400),
     ("a long line of numbers", "prose", "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12\n", None, 256),
-    ("a row of numbers in code", "code", "1, 2, 3, 4, 5, 6, 7; ", None, 2400),
+    ("a row of numbers in code", "code", "1, 2, 3, 4, 5, 6, 7; ", None, 256),
+    ("a line of numbers in code", "code", "1, 2, 3, 4, 5, 6, 7;\n", None, 2400),
+    ("a row of signs in code", "code", "*, ", None, 2400),
     ("lines of markup", "prose", "<br/>\n", None, 2400),
     ("lines of markup, long ones", "prose", "<a b='{c}'/> " * 30 + "\n", 12, None),
     ("one line of markup", "prose", "<br/> ", None, 400),
     ("one line of data", "prose", '{"a": null}, ', None, 2400),
+    ("columns", "prose", "the pump\tis hot\n", None, 2400),
+    ("columns apart", "prose", "the pump     is hot\n", None, 2400),
+    ("columns cut in the gap", "prose", "   is hot\nthe pump  ", None, 2400),
+    ("a gap that is none", "prose", "the pump   is hot\n", 4, None),
+    ("a row of data", "prose", "0,1.0,alluvial_fan_soil\n", None, 2400),
+    ("a row with spaces", "prose", "pump, valve, lamp\n", 4, None),
+    ("a record", "prose", '{"act": "out", "test": "pump is hot"}\n', None, 2400),
+    ("settings", "prose", "Reply from pump: bytes=32 time=1 is so\n", None, 2400),
+    ("one setting", "prose", "Reply from pump: bytes=32 is so\n", 4, None),
     ("code that says something", "code", "open(valve); ", 4, None),
     ("empty rows", "table", "| | |\n", None, 256),
     ("empty rows elsewhere", "code", "| | |\n", None, 256),
@@ -82,6 +93,7 @@ COUNTER = [
     ("too few words", "prose", "4, 4, 4, 4 red, old, big ", "5, 5, 5, 5 red, old, big ", NEVER),
     ("a row that says something", "table", "| pump four | 4 |\n", "| pump four | 5 |\n", 24),
     ("a row with a word", "table", "| 4. Earth |\n", "| 5. Earth |\n", NEVER),
+    ("a plan cut in its time", "prose", ":00: take the pill\nDay 3, 20", ":00: take the pill\nDay 4, 20", NEVER),
     ("a plan", "prose", "Day 3, 20:00: take vitamin D.\n", "Day 4, 20:00: take vitamin D.\n", NEVER),
     ("a row of numbers", "table", "| 7 | 4 |\n", "| 7 | 5 |\n", NEVER),
 ]
@@ -104,6 +116,7 @@ DRIFT = [
     ("items", "prose", "3. the pump is hot\n", 0.5, 8),
     ("items in code", "code", "3. the pump is hot\n", 0.5, NEVER),
     ("lines", "prose", "the pump is hot\n", 0.5, NEVER),
+    ("records in a list", "prose", "- {pump: hot, valve: open, lamp: red}\n", 0.5, NEVER),
 ]
 
 
@@ -112,3 +125,31 @@ def test_copies_that_are_nearly_the_same(place: Place, text: str, share: float, 
     """Only text, and only where one version comes back."""
     assert copies_needed(*look("drift", place, text, text, share)) == copies
     assert math.isinf(copies_needed(*look("drift", place, text, text, 0.33)))
+
+
+# name | place | the last copies | last copy | copies, or tokens that all of them must cover
+IN_A_ROW = [
+    ("numbers", "prose", ", ".join(map(str, range(20, 32))), ", 31", 32, 256),
+    ("even ones", "prose", ", ".join(map(str, range(20, 44, 2))), ", 42", 32, 256),
+    ("one is left out", "prose", ", ".join(map(str, [*range(20, 28), *range(29, 33)])), ", 32", 32, 256),
+    ("days", "prose", " ".join(f"2018-02-{n}" for n in range(10, 22)), " 2018-02-21", 32, 256),
+    ("cells with a word", "table", "".join(f" {n}. Earth |" for n in range(10, 22)), " 21. Earth |", 32, 256),
+    ("cells with two", "table", "".join(f" {n}. Old Earth |" for n in range(10, 22)), " 21. Old Earth |", 24, None),
+    ("code", "code", ", ".join(map(str, range(20, 32))), ", 31", NEVER, None),
+    ("all the same", "prose", ", ".join(["255"] * 12), ", 255", NEVER, None),
+    ("the same, cut", "prose", "5, " + ", ".join(["255"] * 11) + ", 25", ", 25", NEVER, None),
+    ("squares", "prose", ", ".join(str(n * n) for n in range(20, 32)), ", 961", NEVER, None),
+    ("lines", "prose", "\n".join(map(str, range(20, 32))), "\n31", NEVER, None),
+    ("now and then a line", "prose", ", ".join(map(str, range(20, 26))) + "\n26, 27, 28", ", 28", NEVER, None),
+    ("in quotes", "prose", ", ".join(f'"3.{n}"' for n in range(20, 32)), ', "3.31"', NEVER, None),
+    ("too long to look at", "prose", "", ", 31", NEVER, None),
+]
+
+
+@pytest.mark.parametrize(
+    ("place", "run", "text", "copies", "tokens"), [r[1:] for r in IN_A_ROW], ids=[r[0] for r in IN_A_ROW]
+)
+def test_numbers_that_only_count_on(place: Place, run: str, text: str, copies: float, tokens: int | None) -> None:
+    """In one line and by the same step a long row is a loop; what has other steps, or is quoted, is data."""
+    found, period = look("counter", place, text, text, 1.0, run)
+    assert copies_needed(found, period) == (max(copies, tokens / period) if tokens else copies)

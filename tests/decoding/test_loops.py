@@ -302,6 +302,38 @@ def test_an_endless_array_is_a_loop_at_last() -> None:
     assert 2400 <= found[1] < 2430
 
 
+STALE_TEXT = {
+    # numbers of the rows | certain
+    "the same codes again": ([*range(100, 110), *range(100, 110)], True),
+    "a new code in each": (list(range(100, 120)), False),
+    "numbers that count": (list(range(20, 40)), True),
+}
+
+
+@pytest.mark.parametrize("name", STALE_TEXT)
+def test_who_is_wary_sees_what_brings_nothing_new(name: str) -> None:
+    """Forms that are filled in with what was said already; whoever is not wary lets them pass."""
+    numbers, certain = STALE_TEXT[name]
+    rng = chance(21)
+    heads = [words(rng, 2) for _ in range(5)]
+    lines = [[*heads[n * n % 5], *digits(number), *range(WORDS + 50, WORDS + 60), LINE_END]
+             for n, number in enumerate(numbers)]  # fmt: skip
+    for wary in (False, True):
+        finder = LoopFinder(KINDS)
+        finder.wary = wary
+        found = [finder.push(token) for line in lines for token in line]
+        assert any(loop and loop.certain for loop in found) == (wary and certain)
+
+
+def test_a_symbol_that_differs_may_be_the_end_of_it() -> None:
+    """What was enough before is not certain at a token that has no part in it; nor is what follows judged by it."""
+    finder, rng = LoopFinder(KINDS), chance(22)
+    rows = [token for _ in range(400) for token in (*digits(rng.randrange(10, 100)), SIGNS + 1, SIGNS + 2)]
+    found = [finder.push(token) for token in (*rows, *words(rng, 3), DOT, LINE_END, *words(rng, 3), DOT, LINE_END)]
+    assert any(found)
+    assert not any(loop and loop.certain for loop in found)
+
+
 def test_a_suspicion_comes_before_certainty() -> None:
     """A growing list of code is worth a warning and no more."""
 

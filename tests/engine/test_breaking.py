@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.decoding.breaker import HELD, MOST_BREAKS, RESAMPLED, Break, Mode, Words, asked_copies
+from appliance.decoding.asked import Asked
+from appliance.decoding.breaker import HELD, MOST_BREAKS, RESAMPLED, Break, Mode, Words
 from appliance.decoding.loops import LoopFinder
 from appliance.decoding.penalties import repeated_words
 from appliance.decoding.sampling import SamplingParams
@@ -144,38 +145,8 @@ def test_who_only_wants_to_know_gets_the_loop(mode: Mode) -> None:
 
 def test_who_asks_for_repetition_gets_it() -> None:
     """A request for fifty copies is not cut at four; but neither does it go on for ever."""
-    _, breaks = run(looping(3), asked_copies=50)
+    _, breaks = run(looping(3), asked=Asked(50))
     assert breaks[0].copies >= 50
-
-
-@pytest.mark.parametrize(
-    ("request_text", "copies"),
-    [
-        ("Say hello 50 times, please.", 50),
-        ("Write the line 'I am late' 300 times", 300),
-        ("Repeat it until I say stop.", 100),
-        ("List all wards. Do not repeat yourself.", 0),
-        ("Say what songs.txt holds.", 0),
-        ("The file songs.txt was made by the player. List its lines.", 0),
-        ("Write the menu without repeating a dish, then never say it again and again.", 0),
-        ("Lead me through 8 rounds of box breathing.", 8),
-        ("Write it over and over.", 100),
-        ("Say it 9 times. " + "The pump runs. " * 2000 + "What does it do?", 9),
-        ("List it. " + "Say it 9 times. " * 4000 + "What does it do?", 9),
-        ("Write out the lyrics of the song with every chorus.", 100),
-        ("Print a hundred copies. No: print the page a hundred times.", 100),
-        ("Print it 50 times. Then say it 5 times more.", 50),
-        ("What does error E42 mean?", 0),
-        ("Make a table of pumps with 20 rows.", 0),
-        ('Write the line "The valve is closed." 75 times, one a line.', 75),
-        ("Write what she takes: 10 mg of Ramipril, 2 times a day.", 0),
-        ("She takes 10 mg 2 times a day. List what she takes.", 0),
-        ("List 40 items, one a line.", 0),
-    ],
-)
-def test_requests_for_repetition_are_told_from_others(request_text: str, copies: int) -> None:
-    """A number of times, or a word that means repetition; rows, doses and long lists are none."""
-    assert asked_copies(request_text) == copies
 
 
 def test_thinking_is_ended_when_it_loops_again() -> None:
