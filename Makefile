@@ -6,6 +6,7 @@ PY      := $(VENV)/bin/python
 STAMPS  := $(VENV)/.stamps
 SCRIPTS := kit/install.sh scripts/setup.sh $(wildcard playbooks/roles/*/files/*.sh playbooks/roles/*/files/root/usr/local/sbin/*)
 PYTEST  := $(PY) -m pytest
+PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -24,7 +25,7 @@ image: $(STAMPS)/station $(STAMPS)/vm ## a bootable disk image and a root tarbal
 	@$(PY) -m images.build $(ARGS)
 
 test: $(STAMPS)/dev check ## lints and the default tests, under 20 minutes on 2 cores
-	$(PYTEST) -m "not slow"
+	$(PYTEST) $(PARALLEL) -m "not slow"
 
 test-all: $(STAMPS)/dev $(STAMPS)/vm check ## everything, the slow ones too
 	$(PYTEST)

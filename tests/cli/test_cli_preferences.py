@@ -11,17 +11,17 @@ CHAT = [{"role": "user", "content": "Count."}]
 
 
 @pytest.fixture
-def kept(tmp_path):
+def kept(public_path):
     """A box in a folder that has kept a break of a chat and a group of a text."""
 
     def keep(*, text=True):
-        (tmp_path / "box").mkdir()
-        store = PreferenceStore(tmp_path / "box" / "preferences", 1 << 20)
+        (public_path / "box").mkdir()
+        store = PreferenceStore(public_path / "box" / "preferences", 1 << 20)
         store.record_break(CHAT, "one, two", "one one \u202e\x9bone", 7, [(7, -0.1)], {"model": "m"})
         if text:
             store.record_group("The sky is", " blue", [" green", " red"], "one_of")
         store.close()
-        return tmp_path / "box"
+        return public_path / "box"
 
     return keep
 

@@ -39,13 +39,13 @@ def test_pages_for_callers_work_against_the_real_model(page: str, box: Box, tmp_
     run([ROOT / page], tmp_path, {"SKERRY_SOCKET": str(box.socket)})
 
 
-def test_tutorial_leads_to_an_answer_and_to_a_new_key(tmp_path: Path) -> None:
+def test_tutorial_leads_to_an_answer_and_to_a_new_key(public_path: Path) -> None:
     """The tutorial, from the recipe to an answer and a refusal, and then the how-to that goes on from its folders."""
     smollm2()  # skips if the weights cannot be had, and leaves them in the cache
-    (tmp_path / "models").symlink_to(ROOT / "models")
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (public_path / "models").symlink_to(ROOT / "models")
+    (public_path / "examples").symlink_to(ROOT / "examples")
     cache = source.cache_directory().parents[1]
-    run([ROOT / page for page in BY_HAND], tmp_path, {"XDG_CACHE_HOME": str(cache)})
+    run([ROOT / page for page in BY_HAND], public_path, {"XDG_CACHE_HOME": str(cache)})  # a socket's path is short
 
 
 @pytest.mark.parametrize("page", ON_A_STATION)

@@ -7,6 +7,7 @@
 they may spoil.
 """
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -71,6 +72,14 @@ def _real(name: str, quantization: str) -> BuiltModel:
     recipe = recipes.load(ROOT / "models" / f"{name}.yaml")
     state_dir = CACHE / f"{name}-{quantization}-{_digest_of_forge(recipe.sha256)}"
     key_file = state_dir / "private.pem"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run side by side: one builds, the others wait for it
+        _build_real(recipe, name, quantization, state_dir, key_file)
+    return BuiltModel(state_dir, f"{name}-{quantization}", keys.PrivateKey.load(key_file))
+
+
+def _build_real(recipe: recipes.Recipe, name: str, quantization: str, state_dir: Path, key_file: Path) -> None:
     if not key_file.exists():
         shutil.rmtree(state_dir, ignore_errors=True)
         for older in CACHE.glob(f"{name}-{quantization}-*"):
@@ -84,7 +93,6 @@ def _real(name: str, quantization: str) -> BuiltModel:
                 pytest.skip(f"not run: {e.message}")
             raise
         sign(state_dir, f"{name}-{quantization}", key_file)
-    return BuiltModel(state_dir, f"{name}-{quantization}", keys.PrivateKey.load(key_file))
 
 
 def _digest_of_forge(recipe_sha256: str) -> str:
