@@ -53,6 +53,22 @@ class Preferences(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Of all of them; nothing is kept beyond."""
 
 
+class Prefixes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Beginnings of prompts that are kept, so that the next prompt that begins so is answered sooner."""
+
+    max_bytes: int = 256 << 20
+    """Of each loaded model; 0 keeps none."""
+    shared: bool = False
+    """Whether callers share them: then the time to the first token tells one caller what another asked."""
+
+
+class Drafts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Tokens of an answer that are guessed from the text before them and computed at once."""
+
+    max_tokens: int = 12
+    """Guessed at most; 0 guesses none."""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The inference daemon's configuration. Relative paths are not accepted."""
 
@@ -68,6 +84,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Threads of the engine; none: the processors that this process may use."""
     limits: Limits = Limits()
     preferences: Preferences = Preferences()
+    prefixes: Prefixes = Prefixes()
+    drafts: Drafts = Drafts()
     tasks_dir: str | None = None
     """Task files, `*.yaml`; none: `tasks` beside the models directory."""
 
@@ -119,6 +137,12 @@ def load_config(path: Path) -> Config:
         raise ConfigError(
             f"cannot use {path}: preferences.max_bytes is {config.preferences.max_bytes}, expected 1 to {1 << 30}"
         )
+    if not 0 <= config.prefixes.max_bytes <= 1 << 40:
+        raise ConfigError(
+            f"cannot use {path}: prefixes.max_bytes is {config.prefixes.max_bytes}, expected 0 to {1 << 40}"
+        )
+    if not 0 <= config.drafts.max_tokens <= 64:
+        raise ConfigError(f"cannot use {path}: drafts.max_tokens is {config.drafts.max_tokens}, expected 0 to 64")
     if config.threads is not None and not 1 <= config.threads <= 1024:
         raise ConfigError(f"cannot use {path}: threads is {config.threads}, expected 1 to 1024")
     return config

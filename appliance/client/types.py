@@ -70,12 +70,19 @@ class Options(TypedDict, total=False):
     loop_breaker: Literal["break", "stop", "warn", "off"]
 
 
+class PromptTokens(msgspec.Struct, frozen=True):
+    """Of a prompt's tokens, those that had been computed for an earlier one."""
+
+    cached_tokens: int = 0
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Tokens that a request took."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    prompt_tokens_details: PromptTokens = PromptTokens()
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +94,7 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     decode_s: float | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    guessed_tokens: int | None = None
     decode_tokens_per_s: float | None = None
     prompt_tokens_per_s: float | None = None
 

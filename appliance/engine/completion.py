@@ -41,6 +41,7 @@ class CompletionRequest:
         breaker: what to do about a loop.
         streamed: whether somebody reads along, so that little can be taken back.
         asked: what the request says of repetition.
+        owner: whose prompt it is: only an owner's own beginnings of prompts are used again.
         grammar: the form that the answer must have.
         spoken: control tokens that are a part of the answer's text, and how they read there.
     """
@@ -54,6 +55,7 @@ class CompletionRequest:
     breaker: Mode = "break"
     streamed: bool = True
     asked: Asked = NOTHING
+    owner: str = ""
     grammar: "Grammar | None" = None
     spoken: Mapping[int, bytes] = field(default_factory=dict, hash=False)
 
@@ -97,6 +99,10 @@ class Usage:
     """From the first token to the last."""
     rewound_tokens: int = 0
     """Tokens that were computed and taken back."""
+    cached_tokens: int = 0
+    """Tokens of the prompt that had been computed for an earlier one."""
+    guessed_tokens: int = 0
+    """Tokens of the answer that were guessed right, those that were taken back included."""
 
 
 def complete(
@@ -114,6 +120,7 @@ def complete(
     """
     started = time.monotonic()
     first: float | None = None
+    cached = 0
     prompt = np.array(request.prompt, np.int64)
     grammar = request.grammar.start() if request.grammar else None
     breaker = None
@@ -138,9 +145,11 @@ def complete(
         grammar=grammar,
         sequence_breakers=words.breakers if request.sampling.dry_multiplier else (),
         cache=cache,
+        owner=request.owner,
     )
     for event in events:
         if isinstance(event, Prefilled):
+            cached += event.restored
             yield event
             continue
         first = first or time.monotonic()
@@ -151,7 +160,7 @@ def complete(
     # Without a reason of its own, the answer ended because there is room for no further token.
     now = time.monotonic()
     first = first or now
-    usage = Usage(len(prompt), answer.length, first - started, now - first, answer.rewound)
+    usage = Usage(len(prompt), answer.length, first - started, now - first, answer.rewound, cached, answer.guessed)
     yield from answer.finish(answer.ended or "length", usage, grammar)
 
 
@@ -169,7 +178,7 @@ class _Text:
         self._breaks: list[Break] = []
         self._ended: Literal["stop", "loop"] | None = None
         self._closing = False
-        self.rewound = 0
+        self.rewound = self.guessed = 0
 
     @property
     def length(self) -> int:
@@ -181,6 +190,7 @@ class _Text:
         if isinstance(event, Token):
             self._held.append((event, self._say(event, self._now)))
             self._settled = event.settled
+            self.guessed += event.guessed
             if event.done:
                 self._breaks.append(event.done)
             if event.id in self._stop_tokens:

@@ -27,12 +27,14 @@ from appliance.decoding.sampling import (
     logprobs,
     processors,
 )
+from appliance.engine.drafts import Drafts
+from appliance.engine.prefixes import PAGE
 from appliance.engine.session import Cache, Session
 
 if TYPE_CHECKING:
     from appliance.decoding.grammar import GrammarState
 
-PREFILL_CHUNK = 256
+PREFILL_CHUNK = PAGE
 """Tokens of a prompt that go through the model at once: the longest that a cancel or another caller waits. Always the
 same, because int8 kernels give slightly different logits for other chunks, and equal requests must give equal tokens.
 """
@@ -40,10 +42,11 @@ same, because int8 kernels give slightly different logits for other chunks, and 
 
 @dataclass(frozen=True)
 class Prefilled:
-    """A part of the prompt went through the model; there is no token yet."""
+    """A part of the prompt is in the cache; there is no token yet. `restored` tokens of it were computed before."""
 
     done: int
     total: int
+    restored: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,14 @@ class Token:
         settled: how many tokens of the answer can no longer be taken back.
         logprobs: of the token and its rivals, if they were asked for.
         done: the break that this token replaces the onset of, or the warning that it set off.
+        guessed: whether it was computed together with the token before it, because it had been guessed.
     """
 
     id: int
     settled: int
     logprobs: TokenLogprobs | None = None
     done: Break | None = None
+    guessed: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,15 +89,25 @@ class Ended:
 Event = Prefilled | Token | Rewound | Ended
 
 
-def prefill(session: Session, cache: Cache, prompt: NDArray[np.int64]) -> Iterator[Prefilled]:
-    """Put all of the prompt but its last token into the cache, a chunk a step.
+def prefill(session: Session, cache: Cache, prompt: NDArray[np.int64], owner: str = "") -> Iterator[Prefilled]:
+    """Put all of the prompt but its last token into the cache: what is kept of it, then a chunk a step.
 
     The last token stays for the first decoding step, which makes that step equal to all later ones.
+
+    Args:
+        session: the model.
+        cache: holds a beginning of the prompt, or nothing.
+        prompt: int64, shape (n,), n >= 1.
+        owner: whose prompt it is; only an owner's own beginnings are used, see `prefixes`.
     """
     total = len(prompt) - 1
+    if not cache.length and (restored := session.prefixes.restore(cache, prompt, owner)):
+        yield Prefilled(cache.length, total, restored)
     while cache.length < total:
-        chunk = prompt[cache.length : min(total, cache.length + PREFILL_CHUNK)]
-        session.forward(cache, chunk)
+        start = cache.length
+        session.forward(cache, prompt[start : min(total, start + PREFILL_CHUNK)])
+        if start % PAGE == 0:
+            session.prefixes.keep(cache, prompt, owner)
         yield Prefilled(cache.length, total)
 
 
@@ -108,6 +123,7 @@ def generate(
     grammar: "GrammarState | None" = None,
     sequence_breakers: Collection[int] = (),
     cache: Cache | None = None,
+    owner: str = "",
 ) -> Iterator[Event]:
     """Generate up to `max_tokens` tokens after a prompt.
 
@@ -122,6 +138,7 @@ def generate(
         grammar: says which tokens may follow; none: all.
         sequence_breakers: tokens that no repetition reaches across, for DRY.
         cache: with room for prompt and answer, holding a beginning of the prompt; none: a new one.
+        owner: as `prefill` has it.
     Raises:
         ContextTooLong: prompt and answer do not fit into the context.
         OutOfMemory: nor into memory.
@@ -130,24 +147,24 @@ def generate(
     # 1. room for everything that may come
     cache = session.new_cache(len(prompt) + max_tokens) if cache is None else cache
     # 2. the prompt
-    yield from prefill(session, cache, prompt)
+    yield from prefill(session, cache, prompt, owner)
     # 3. what changes the logits, and a source of chance
     answer = _Answer(session, cache, prompt, max_tokens, breaker, grammar)
     draw = _Draw(sampling, len(prompt), index, breaker, grammar, sequence_breakers)
-    # 4. one token a step; then what must follow it, or a rewind
+    # 4. a forward a step, and of it as many tokens as were guessed; after each what must follow it, or a rewind
     while answer.has_room:
-        logits = answer.forward()
-        token = draw(answer.tokens, logits)
-        done = breaker.drawn(logits, token) if breaker else None
-        entry = None if top_logprobs is None else logprobs(logits, token, top_logprobs)
-        yield answer.append(token, entry, done)
-        if breaker and breaker.step and not answer.ended:
-            yield from answer.take(breaker)
-        elif grammar and top_logprobs is None:
-            yield from answer.append_forced(grammar)
-        if answer.ended:
-            yield Ended(answer.ended)
-            return
+        for logits in answer.forward():
+            token = draw(answer.tokens, logits)
+            done = breaker.drawn(logits, token) if breaker else None
+            entry = None if top_logprobs is None else logprobs(logits, token, top_logprobs)
+            yield answer.append(token, entry, done)
+            if breaker and breaker.step and not answer.ended:
+                yield from answer.take(breaker)
+            elif grammar and top_logprobs is None:
+                yield from answer.append_forced(grammar)
+            if answer.ended:
+                yield Ended(answer.ended)
+                return
 
 
 class _Answer:
@@ -164,7 +181,9 @@ class _Answer:
     ) -> None:
         self._session, self._cache, self._breaker, self._grammar = session, cache, breaker, grammar
         self._stop = frozenset(session.card.tokens.stop)
-        self._start = self._end = len(prompt)
+        self._drafts = Drafts(session.draft_tokens)
+        self._guess: list[int] = []  # what is in the cache behind `_certain`, as far as it was not found wrong
+        self._start = self._end = self._certain = len(prompt)
         self._buffer = np.empty(len(prompt) + max_tokens, np.int64)
         self._buffer[: self._end] = prompt
         self.ended: Literal["stop", "loop"] | None = None
@@ -179,13 +198,36 @@ class _Answer:
         """Whether one more token may come."""
         return self._end < len(self._buffer)
 
-    def forward(self) -> Logits:
-        """Put what is not yet in the cache through the model, all of it at once; float32, shape (vocabulary,)."""
-        row: Logits = self._session.forward(self._cache, self._buffer[self._cache.length : self._end])[0]
-        return row
+    def forward(self) -> Iterator[Logits]:
+        """Put what is not yet in the cache through the model, all of it at once, and a guess of what follows.
+
+        Yields:
+            The row from which the next token is drawn, float32, shape (vocabulary,); and again, as long as the tokens
+            that were appended since are those of the guess.
+        """
+        cached, self._certain = self._cache.length, self._end
+        recovering = self._breaker is not None and self._breaker.recovering
+        self._guess = guess = [] if recovering else self._drafts.propose(self.tokens, len(self._buffer) - self._end)
+        tokens = np.concatenate([self._buffer[cached : self._end], np.array(guess, np.int64)])
+        rows = np.arange(self._certain - cached - 1, len(tokens))
+        logits = self._session.forward(self._cache, tokens, rows)
+        added = 0
+        while self.has_room:
+            yield logits[added]
+            added = self._end - self._certain
+            if not 0 < added <= len(self._guess):
+                break
+        if added <= 0:  # the answer was cut
+            self._drafts.rewind(self._end)
+        elif guess:
+            self._drafts.learn(self._end, len(guess), min(added, len(self._guess)))
 
     def append(self, token: int, entry: TokenLogprobs | None = None, done: Break | None = None) -> Token:
         """Append a token, and tell grammar and breaker."""
+        guess = self._guess[self._end - self._certain :]
+        if guess and guess[0] != token:
+            self._cache.rewind(self._end)
+            self._guess = self._guess[: self._end - self._certain]
         self._buffer[self._end] = token
         self._end += 1
         ending = token in self._stop
@@ -203,7 +245,7 @@ class _Answer:
             settled = self._breaker.settled
             if len(self._breaker.breaks) > warned:
                 done = self._breaker.breaks[-1]
-        return Token(token, settled, entry, done)
+        return Token(token, settled, entry, done, guess[:1] == [token])
 
     def append_forced(self, grammar: "GrammarState") -> Iterator[Token]:
         """Append the tokens that the grammar leaves no choice about; a loop among them is the grammar's own."""
@@ -222,6 +264,7 @@ class _Answer:
         if self._grammar:
             self._grammar.rollback(self._end - self._start - step.length)
         self._end = self._start + step.length
+        self._guess = []
         self.ended = None
         # The last token stays for the next forward, as after the prompt.
         if self._cache.length >= self._end:

@@ -28,6 +28,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from appliance.decoding.sampling import Logits
+from appliance.engine.prefixes import Prefixes
 from appliance.errors import CardMismatch, ContextTooLong, InternalError, OutOfMemory
 from appliance.models.card import Card
 from appliance.models.onnx_external import ExternalTensor, initializers
@@ -76,6 +77,32 @@ class Cache:
         """Say where each buffer lies in memory; a step must not move it."""
         return {name: b.ctypes.data for name, b in self._buffers.items()}
 
+    def read(self, start: int, stop: int) -> list[NDArray[np.float32]]:
+        """Copy the keys and values of some tokens.
+
+        Raises:
+            ValueError: not all of them are in the cache.
+        """
+        if not 0 <= start <= stop <= self.length:
+            raise ValueError(f"cannot read tokens {start} to {stop} of a cache of {self.length}")
+        return [buffer[:, :, start:stop].copy() for buffer in self._buffers.values()]
+
+    def write(self, start: int, parts: list[NDArray[np.float32]]) -> None:
+        """Append the keys and values of some tokens, which `read` gave.
+
+        Args:
+            start: the number of tokens in the cache.
+            parts: as `read` has them, from a cache of the same session.
+        Raises:
+            ValueError: they do not begin at the cache's end, or do not fit.
+        """
+        stop = start + parts[0].shape[2]
+        if start != self.length or stop > self.capacity:
+            raise ValueError(f"cannot write tokens {start} to {stop} of a cache of {self.length} of {self.capacity}")
+        for buffer, part in zip(self._buffers.values(), parts, strict=True):
+            buffer[:, :, start:stop] = part
+        self.length = stop
+
     def rewind(self, length: int) -> int:
         """Forget every token from `length` on, exactly: the next logits are those of a cache that never held them.
 
@@ -94,18 +121,24 @@ class Cache:
 class Session:
     """One loaded model. Closing it gives the memory back."""
 
-    def __init__(self, model: VerifiedModel, threads: int | None = None) -> None:
+    def __init__(
+        self, model: VerifiedModel, threads: int | None = None, *, prefix_bytes: int = 0, draft_tokens: int = 0
+    ) -> None:
         """Load a verified package.
 
         Args:
             model: stays open as long as the session; the session closes it.
             threads: of the matrix kernels; None: as many as this process may use processors.
+            prefix_bytes: what beginnings of prompts may take that are kept for the next ones.
+            draft_tokens: how many tokens may be guessed and computed at once; 0 guesses none.
         Raises:
             OutOfMemory: the weights would not fit.
             CardMismatch: the graph is not the one that the card describes, or onnxruntime refuses it.
             DigestMismatch: a file changed while it was loaded.
         """
         self.threads = threads or usable_cpus()
+        self.prefixes = Prefixes(prefix_bytes)
+        self.draft_tokens = draft_tokens
         self._model = model
         require_memory(model.size_bytes, f"load {model.name}")
         self._session, self._weights = _open_session(model, self.threads)
@@ -141,7 +174,11 @@ class Session:
         if capacity > limit:
             raise ContextTooLong(f"cannot hold {capacity} tokens: the context of {self.card.name} is {limit}")
         capacity = min(limit, -(-capacity // CACHE_GRAIN) * CACHE_GRAIN)
-        require_memory(self.cache_bytes(capacity), f"hold {capacity} tokens of {self.card.name}")
+        try:
+            require_memory(self.cache_bytes(capacity), f"hold {capacity} tokens of {self.card.name}")
+        except OutOfMemory:
+            self.prefixes.shrink()  # what may be needed again goes before what is needed now
+            require_memory(self.cache_bytes(capacity), f"hold {capacity} tokens of {self.card.name}")
         binding = self._session.io_binding()
         buffers = {}
         for name, (heads, dim) in self._caches.items():
@@ -188,6 +225,7 @@ class Session:
     def close(self) -> None:
         """Give the weights back. Caches of this session must not be used any more."""
         self._session = None
+        self.prefixes.shrink()
         self._weights.clear()
         self._model.close()
 

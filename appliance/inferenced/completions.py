@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -92,11 +92,14 @@ class Completions:
         limits: Limits,
         metrics: Metrics,
         preferences: PreferenceStore | None = None,
+        *,
+        shared_prefixes: bool = False,
     ) -> None:
         self.host = host
         self.limits = limits
         self.metrics = metrics
         self.preferences = preferences
+        self._shared_prefixes = shared_prefixes
         self._scheduler = scheduler
         # One thread of its own: long prompts must not keep models from loading. And one caller's must not pile up.
         self._tokenizing = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tokenize")
@@ -138,6 +141,10 @@ class Completions:
             if not self._preparing[uid]:
                 del self._preparing[uid]
 
+    def owner(self, request: Request) -> str:
+        """Whose beginnings of prompts a request may use again, and who may use this one's."""
+        return "" if self._shared_prefixes else f"uid {caller_of(request).uid}"
+
     async def _read(self, request: Request, to: type[T]) -> T:
         limits = self.limits
         return await read_json(request, to, limit_bytes=limits.body_bytes, timeout_s=limits.body_timeout_s)
@@ -150,7 +157,8 @@ class Completions:
         wanted: list[CompletionRequest],
         shape: Shape,
     ) -> Response:
-        steps = [complete(loaded.session, loaded.words, one) for one in wanted]
+        owner = self.owner(request)
+        steps = [complete(loaded.session, loaded.words, replace(one, owner=owner)) for one in wanted]
         run = self._start(loaded, steps, caller_of(request).uid)
         try:
             if not body.stream:

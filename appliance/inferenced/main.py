@@ -47,12 +47,20 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self.config = config
         limits = config.limits
-        self.host = ModelHost(Path(config.models_dir), Path(config.keys_dir), config.threads)
+        self.host = ModelHost(
+            Path(config.models_dir),
+            Path(config.keys_dir),
+            config.threads,
+            prefix_bytes=config.prefixes.max_bytes,
+            draft_tokens=config.drafts.max_tokens,
+        )
         self.scheduler = Scheduler(running=limits.running, queued=limits.queued, per_caller=limits.per_caller)
         self.metrics = Metrics(self.scheduler)
         kept = config.preferences
         self.preferences = PreferenceStore(config.preferences_dir, kept.max_bytes) if kept.enabled else None
-        self.completions = Completions(self.host, self.scheduler, limits, self.metrics, self.preferences)
+        self.completions = Completions(
+            self.host, self.scheduler, limits, self.metrics, self.preferences, shared_prefixes=config.prefixes.shared
+        )
         self.tasks = TaskRoutes(self.completions, config.tasks)
         self.draining = False
         self._started = time.time()

@@ -30,7 +30,10 @@ class Metrics:
             registry=registry,
         )
         self._tokens = Counter(
-            "skerry_tokens", "Tokens of complete answers: prompt or generated", ["model", "kind"], registry=registry
+            "skerry_tokens",
+            "Tokens of complete answers: prompt, cached (of the prompt), generated or guessed (of those)",
+            ["model", "kind"],
+            registry=registry,
         )
         self._loops = Counter(
             "skerry_loops",
@@ -88,7 +91,9 @@ class Metrics:
         self.prompt_tokens += prompt
         self.generated_tokens += generated
         self._tokens.labels(name, "prompt").inc(prompt)
+        self._tokens.labels(name, "cached").inc(sum(u.cached_tokens for u in taken))
         self._tokens.labels(name, "generated").inc(generated)
+        self._tokens.labels(name, "guessed").inc(sum(u.guessed_tokens for u in taken))
         for one in taken:
             self._first_token.labels(name).observe(queue_s + one.prompt_s)
             if one.decode_s:

@@ -93,17 +93,22 @@ class _Problem:
 class ModelHost:
     """All models of one daemon, by name."""
 
-    def __init__(self, models_dir: Path, keys_dir: Path, threads: int | None) -> None:
+    def __init__(
+        self, models_dir: Path, keys_dir: Path, threads: int | None, *, prefix_bytes: int = 0, draft_tokens: int = 0
+    ) -> None:
         """Look at nothing yet.
 
         Args:
             models_dir: installed packages.
             keys_dir: trusted keys; read anew at every load, so that a revoked key is refused from then on.
             threads: of each session.
+            prefix_bytes: what each may keep of prompts, see `engine.prefixes`.
+            draft_tokens: how many tokens each may guess at once, see `engine.drafts`.
         """
         self.store = Store(models_dir)
         self._keys_dir = keys_dir
         self._threads = threads
+        self._prefix_bytes, self._draft_tokens = prefix_bytes, draft_tokens
         self._loaded: dict[str, Loaded] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._problems: dict[str, _Problem] = {}
@@ -210,7 +215,7 @@ class ModelHost:
             vocabulary = Vocabulary(
                 tokenizer.token_bytes, tokenizer.control, card.tokens.stop, partial(tokenizer.encode, bos=False)
             )
-            session = Session(model, self._threads)
+            session = Session(model, self._threads, prefix_bytes=self._prefix_bytes, draft_tokens=self._draft_tokens)
         except BaseException:
             model.close()
             raise

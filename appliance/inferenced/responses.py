@@ -227,12 +227,17 @@ def loop_object(breaks: Sequence[Break], *, stopped: bool) -> dict[str, Any]:
     return {"breaks": [{name: getattr(done, name) for name in names} for done in breaks], "stopped": stopped}
 
 
-def usage(answers: list[Answer]) -> dict[str, int]:
+def usage(answers: list[Answer]) -> dict[str, Any]:
     """Count tokens; the prompt once, however many answers it got."""
     taken = [a.usage for a in answers if a.usage]
-    prompt = taken[0].prompt_tokens if taken else 0
+    prompt, cached = (taken[0].prompt_tokens, taken[0].cached_tokens) if taken else (0, 0)
     completion = sum(u.completion_tokens for u in taken)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
 
 
 def timings(answers: list[Answer], queue_s: float) -> dict[str, Any]:
@@ -249,6 +254,9 @@ def timings(answers: list[Answer], queue_s: float) -> dict[str, Any]:
         "decode_s": round(first.decode_s, 4),
         "prompt_tokens": first.prompt_tokens,
         "completion_tokens": tokens,
-        "prompt_tokens_per_s": round(first.prompt_tokens / first.prompt_s, 1) if first.prompt_s else None,
+        "guessed_tokens": sum(u.guessed_tokens for u in taken),
+        "prompt_tokens_per_s": round((first.prompt_tokens - first.cached_tokens) / first.prompt_s, 1)
+        if first.prompt_s
+        else None,
         "decode_tokens_per_s": round(decoded / first.decode_s, 1) if first.decode_s and decoded else None,
     }

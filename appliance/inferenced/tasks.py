@@ -83,7 +83,8 @@ class TaskRoutes:
             finished.append(one)
             return best.offer(_candidate(task, one, context))
 
-        steps = complete_until(loaded.session, loaded.words, requests, enough)
+        owner = self._completions.owner(request)
+        steps = complete_until(loaded.session, loaded.words, [replace(one, owner=owner) for one in requests], enough)
         queue_s = await self._completions.compute(request, loaded, steps)
         self._completions.metrics.completed(loaded.name, [one.usage for one in finished], queue_s)
         winner = best.best()

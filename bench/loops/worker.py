@@ -27,6 +27,7 @@ class Worker:
         self.requests: dict[str, Callable[..., Any]] = {
             "open": self.open,
             "render": self.render,
+            "render_chat": self.render_chat,
             "answer": self.answer,
             "breaks": self.breaks,
         }
@@ -49,6 +50,12 @@ class Worker:
         if self.model.template is None:
             return self.model.tokenizer.encode(text)
         return self.model.template.encode([{"role": "user", "content": text}])
+
+    def render_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Give the tokens of a conversation, by the model's template."""
+        if self.model.template is None:
+            raise ValueError("cannot render a conversation: the model has no template")
+        return self.model.template.encode(messages)
 
     def answer(
         self, text: str, stop: list[str], temperature: float, seed: int, breaker: Any, max_tokens: int

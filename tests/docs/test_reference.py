@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 from appliance.cli import console, main
-from appliance.config import Config, Limits, Preferences, load_config
+from appliance.config import Config, Drafts, Limits, Preferences, Prefixes, load_config
 from appliance.errors import SkerryError, VerificationFailed, every_error
 from appliance.forge import recipe
 from appliance.forge.quantize import DESCRIPTIONS
@@ -93,7 +93,14 @@ def test_every_refusal_of_a_package_is_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heading", "struct"), [("The daemon", Config), ("limits", Limits), ("preferences", Preferences)]
+    ("heading", "struct"),
+    [
+        ("The daemon", Config),
+        ("limits", Limits),
+        ("preferences", Preferences),
+        ("prefixes", Prefixes),
+        ("drafts", Drafts),
+    ],
 )
 def test_every_setting_is_documented_with_its_default(heading: str, struct: type[msgspec.Struct]) -> None:
     """Fields and defaults of the configuration."""
@@ -104,7 +111,7 @@ def test_every_setting_is_documented_with_its_default(heading: str, struct: type
 def _default(field: msgspec.structs.FieldInfo) -> str:
     if field.default is msgspec.NODEFAULT:
         return "required"
-    if isinstance(field.default, Limits | Preferences):
+    if isinstance(field.default, msgspec.Struct):
         return "see below"
     if isinstance(field.default, bool):
         return str(field.default).lower()

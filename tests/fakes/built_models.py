@@ -114,11 +114,11 @@ def sign(state_dir: Path, name: str, key_file: Path) -> keys.PrivateKey:
     return key
 
 
-def tiny(state_dir: Path, architecture: Architecture = "llama", quantization: str = "q8") -> BuiltModel:
+def tiny(state_dir: Path, architecture: Architecture = "llama", quantization: str = "q8", **changes: Any) -> BuiltModel:
     """A working model of random weights that talks nonsense: built and signed in well under a second."""
     source = state_dir / "source"
     write_tiny(source, architecture)
-    recipe = tiny_recipe(state_dir, architecture)
+    recipe = tiny_recipe(state_dir, architecture, **changes)
     forge.build(recipe, state_dir / "models", weights=source, quantization=quantization, evaluate=False)
     name = f"{recipe.name}-{quantization}"
     return BuiltModel(state_dir, name, sign(state_dir, name, state_dir / "private.pem"))
@@ -179,7 +179,7 @@ def tiny_config(architecture: Architecture) -> dict[str, Any]:
             "num_key_value_heads": 2,
             "head_dim": 16,
             "hidden_act": "silu",
-            "max_position_embeddings": 256,
+            "max_position_embeddings": 1024,
             "rms_norm_eps": 1e-5,
             "rope_theta": 10000.0,
             "tie_word_embeddings": True,
@@ -198,7 +198,7 @@ def tiny_config(architecture: Architecture) -> dict[str, Any]:
         "head_dim": 32,
         "query_pre_attn_scalar": 24,
         "hidden_activation": "gelu_pytorch_tanh",
-        "max_position_embeddings": 256,
+        "max_position_embeddings": 1024,
         "rms_norm_eps": 1e-6,
         "rope_theta": 1000000.0,
         "rope_local_base_freq": 10000.0,

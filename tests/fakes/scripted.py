@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from appliance.decoding.sampling import Logits
+from appliance.engine.prefixes import Prefixes
 
 
 class ScriptedCache:
@@ -28,6 +29,7 @@ class ScriptedSession:
         self.script = list(script)
         self.vocabulary_size = vocabulary_size
         self.card = SimpleNamespace(tokens=SimpleNamespace(stop=stop), name="scripted", context_length=10_000)
+        self.prefixes, self.draft_tokens = Prefixes(0), 0
         self.forwards: list[int] = []
         self.said = 0
 
@@ -59,10 +61,13 @@ class RuledSession(ScriptedSession):
     def forward(self, cache: Any, tokens: Any, rows: Any = None) -> Logits:
         assert len(tokens), "a model needs a token"
         self.forwards.append(len(tokens))
-        self.seen = [*self.seen[: cache.length], *map(int, tokens)]
+        before = cache.length
+        self.seen = [*self.seen[:before], *map(int, tokens)]
         cache.length += len(tokens)
         assert cache.length <= cache.capacity, "a cache is as large as was asked for"
-        logits = np.zeros((1, self.vocabulary_size), np.float32)
-        for token, logit in self.rule(self.seen).items():
-            logits[0, token] = logit
+        wanted = [len(tokens) - 1] if rows is None else list(rows)
+        logits = np.zeros((len(wanted), self.vocabulary_size), np.float32)
+        for row, at in enumerate(wanted):
+            for token, logit in self.rule(self.seen[: before + at + 1]).items():
+                logits[row, token] = logit
         return logits

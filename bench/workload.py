@@ -1,0 +1,310 @@
+"""The work that a box does, through the whole server, beside llama-server: documents in, JSON by a schema out.
+
+    python -m bench.workload --llama-server PATH
+
+Documents of some 300 to 1,500 tokens share a system prompt; answers are JSON of 40 to 150 tokens under one schema,
+greedy. One caller asks for one document after the other, then eight callers ask at once. Skerry answers through its
+daemon and its chat route, llama-server through its socket, from the very tokens that Skerry's template makes, with its
+own prefix cache, its slots and its own grammar for the schema. The two take turns, round by round, each round with
+documents that neither has seen; what is printed are medians over the rounds.
+
+Beside the speed stands what came out: answers that are valid under the schema, and fields that are right.
+
+What this does NOT show: other models than the ones that the recipes pin, or the time of a stream's first token.
+"""
+
+import argparse
+import contextlib
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jsonschema
+
+from appliance.client import Client
+from appliance.config import Config, Limits, Prefixes, dump_yaml
+from appliance.errors import SkerryError
+from appliance.forge import recipe as recipes
+from bench import machine
+from bench.forms import Form, our_forms
+from bench.loops.llama_server import LlamaServer, weights
+from bench.loops.prompts import _PEOPLE as PEOPLE
+from bench.loops.sources import REPORTS
+from bench.pipe import ROOT, Side, SideFailed
+from bench.report import markdown_table
+
+MODEL = "smollm2-135m-instruct"
+CALLERS = (1, 8)
+MAX_TOKENS = 200
+READY_S = 60.0
+
+SYSTEM = (
+    "You read reports of a plant and write down what happened. Answer with one JSON object and nothing else. Its "
+    "fields are: pump, the tag of the pump, which is P- and four digits; part, the part that failed; changed_by, "
+    "the name of the person who changed it; date, the day of the change as it stands in the report; order, the "
+    "number of the work order, which is WO- and six digits; severity, one of low, medium and high; downtime_h, the "
+    "hours that the pump stood still; summary, one short sentence about the event. Copy names, numbers and days as "
+    "they are written. Do not write what the report does not say. Reports hold much that has nothing to do with the "
+    "event: tests, visits, the weather. Leave that out. If two pumps are named, take the one whose part was "
+    "changed. The unit of the hours is left out. Write no explanation before or after the object, and no other "
+    "fields than these."
+)
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "pump": {"type": "string", "pattern": "^P-[0-9]{4}$"},
+        "part": {"type": "string", "minLength": 3, "maxLength": 24},
+        "changed_by": {"type": "string", "minLength": 3, "maxLength": 32},
+        "date": {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"},
+        "order": {"type": "string", "pattern": "^WO-[0-9]{6}$"},
+        "severity": {"enum": ["low", "medium", "high"]},
+        "downtime_h": {"type": "integer", "minimum": 0, "maximum": 99},
+        "summary": {"type": "string", "minLength": 10, "maxLength": 160},
+    },
+    "required": ["pump", "part", "changed_by", "date", "order", "severity", "downtime_h", "summary"],
+    "additionalProperties": False,
+}
+_PARTS = ("coupling", "bearing", "gasket", "filter", "impeller", "valve seat", "drive belt", "fuse", "relay", "sensor")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A document, and what is to be found in it."""
+
+    text: str
+    wanted: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Done:
+    """An answer, and what it took."""
+
+    text: str
+    wall_s: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Server:
+    """Something that answers: `prepare` takes what may be done before the clock runs."""
+
+    ask: Callable[[Task], Done]
+    prepare: Callable[[Sequence[Task]], None] = lambda _: None
+
+
+def documents(seed: int, count: int) -> list[Task]:
+    """Write reports, always the same for the same seed: an event somewhere among other news."""
+    rng = random.Random(f"workload {seed}")  # noqa: S311  varies texts, hides nothing
+    news = [s for report in REPORTS for s in re.split(r"(?<=[.!?])\s+", report) if 40 < len(s) < 300]
+    return [_document(rng, news) for _ in range(count)]
+
+
+def _document(rng: random.Random, news: Sequence[str]) -> Task:
+    wanted = {
+        "pump": f"P-{rng.randrange(1000, 9999)}",
+        "part": rng.choice(_PARTS),
+        "changed_by": rng.choice(PEOPLE),
+        "date": f"2026-{rng.randrange(1, 13):02d}-{rng.randrange(1, 29):02d}",
+        "order": f"WO-{rng.randrange(100000, 999999)}",
+        "severity": rng.choice(("low", "medium", "high")),
+        "downtime_h": rng.randrange(1, 48),
+    }
+    event = (
+        "On {date} pump {pump} was stopped because its {part} had failed. The {part} was changed by {changed_by} under "
+        "work order {order}. The severity was {severity}, and the pump stood still for {downtime_h} hours."
+    ).format(**wanted)
+    size = rng.randrange(900, 5200)
+    said: list[str] = []
+    while sum(map(len, said)) < size:
+        said.append(rng.choice(news))
+    said.insert(rng.randrange(len(said) + 1), event)
+    return Task(f"Report {rng.randrange(100, 999)}\n\n" + " ".join(said), wanted)
+
+
+def messages(task: Task) -> list[dict[str, str]]:
+    """What is asked about a document."""
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": task.text}]
+
+
+# --- the two servers --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def skerry(form: Form, threads: int) -> Iterator[Server]:
+    """Run the daemon on a socket of its own.
+
+    Raises:
+        SideFailed: it does not become ready.
+    """
+    path = Path(form.arguments["path"])
+    with tempfile.TemporaryDirectory(prefix="skerry-bench-") as name:
+        folder = Path(name)
+        config = Config(
+            models_dir=str(path.parent),
+            keys_dir=form.arguments["keys"],
+            socket=str(folder / "s.sock"),
+            preload=(path.name,),
+            threads=threads,
+            limits=Limits(running=max(CALLERS), per_caller=4 * max(CALLERS)),
+            prefixes=Prefixes(),
+        )
+        (folder / "config.yaml").write_bytes(dump_yaml(config))
+        command = [form.python, "-m", "appliance.cli.main", "serve", "--config", folder / "config.yaml"]
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=log, stderr=log)
+        try:
+            _wait(process, folder)
+            client = Client(folder / "s.sock")
+            yield Server(lambda task: _ask_skerry(client, path.name, task))
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], folder: Path) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(SkerryError):
+            Client(folder / "s.sock").health()
+            return
+        time.sleep(0.1)
+    raise SideFailed(f"cannot start the daemon: {(folder / 'log').read_text(errors='replace')[-600:]}")
+
+
+def _ask_skerry(client: Client, model: str, task: Task) -> Done:
+    started = time.monotonic()
+    answer = client.chat(
+        messages(task),
+        model=model,
+        temperature=0,
+        max_tokens=MAX_TOKENS,
+        response_format={"type": "json_schema", "json_schema": {"name": "event", "schema": SCHEMA}},
+    )
+    return Done(answer.text, time.monotonic() - started, answer.usage.completion_tokens)
+
+
+@contextlib.contextmanager
+def llama_server(program: Path, gguf: Path, form: Form, slots: int) -> Iterator[Server]:
+    """Run the peer; prompts are tokenized beforehand, by Skerry's template."""
+    with Side(form.python, "bench.loops.worker") as side, contextlib.closing(LlamaServer(program, gguf, slots)) as peer:
+        side.ask("open", **form.arguments)
+        rendered: dict[str, list[int]] = {}
+
+        def ask(task: Task) -> Done:
+            settings = {"temperature": 0.0, "n_predict": MAX_TOKENS, "cache_prompt": True, "json_schema": SCHEMA}
+            row = peer.complete(rendered[task.text], [], 0, settings)
+            return Done(row["text"], row["wall_s"], len(row["tokens"]))
+
+        def prepare(tasks: Sequence[Task]) -> None:
+            rendered.update({task.text: side.ask("render_chat", messages=messages(task)) for task in tasks})
+
+        yield Server(ask, prepare)
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Measured:
+    """One server with one number of callers: a figure a round."""
+
+    minutes: list[float]
+    answers: list[tuple[Task, Done]]
+
+    def row(self, count: int) -> list[str]:
+        """Documents a minute, a document's wall time, what came out."""
+        done = [d for _, d in self.answers]
+        valid = [is_valid(d.text) for d in done]
+        right = [fields_right(task, d.text) for task, d in self.answers]
+        return [
+            f"{count / median(self.minutes):.1f}",
+            f"{median(d.wall_s for d in done):.2f}",
+            f"{median(d.tokens for d in done):.0f}",
+            f"{sum(valid)} of {len(valid)}",
+            f"{sum(right)} of {7 * len(right)}",
+        ]
+
+
+def is_valid(text: str) -> bool:
+    """Whether an answer is JSON under the schema."""
+    try:
+        jsonschema.validate(json.loads(text), SCHEMA)
+    except (ValueError, jsonschema.ValidationError):
+        return False
+    return True
+
+
+def fields_right(task: Task, text: str) -> int:
+    """How many of the seven fields that can be checked are right."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return 0
+    return sum(found.get(name) == value for name, value in task.wanted.items()) if isinstance(found, dict) else 0
+
+
+def measure(server: Server, tasks: Sequence[Task], callers: int, into: Measured) -> None:
+    """Have all documents answered by so many callers, and keep the time."""
+    server.prepare(tasks)
+    started = time.monotonic()
+    with ThreadPoolExecutor(callers) as pool:
+        done = list(pool.map(server.ask, tasks))
+    into.minutes.append((time.monotonic() - started) / 60)
+    into.answers += zip(tasks, done, strict=True)
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.workload", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--llama-server", type=Path, metavar="PATH", help="a llama-server that you built, as the peer")
+    parser.add_argument("--documents", type=int, default=50, help="a round (50)")
+    parser.add_argument("--rounds", type=int, default=3, help="(3)")
+    parser.add_argument("--threads", type=int, default=2, help="of Skerry's engine; the peer has 2 (2)")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="where packages are kept")
+    options = parser.parse_args()
+    print(f"machine: {machine.line(machine.describe())}")
+    recipe = recipes.load(ROOT / "models" / f"{MODEL}.yaml")
+    work = options.work.absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    form = our_forms(recipe, [], work, Path(sys.executable), accept_licence=False, progress=_silent)[0]
+    rows = [["server, callers", "documents a minute", "s a document", "tokens", "valid", "fields right"]]
+    for callers in CALLERS:
+        rows += _measure(callers, form, recipe, options)
+    print(markdown_table(rows))
+    return 0
+
+
+def _measure(callers: int, form: Form, recipe: recipes.Recipe, options: argparse.Namespace) -> list[list[str]]:
+    found = {"Skerry": Measured([], [])}
+    with contextlib.ExitStack() as stack:
+        servers = {"Skerry": stack.enter_context(skerry(form, options.threads))}
+        if options.llama_server is not None:
+            program = options.llama_server.absolute()
+            gguf = weights(recipe, program, options.work.absolute(), _silent)
+            name = f"llama-server, {gguf.name.split('.')[-2]}"
+            servers[name] = stack.enter_context(llama_server(program, gguf, form, callers))
+            found[name] = Measured([], [])
+        for turn in range(options.rounds):
+            tasks = documents(100 * callers + turn, options.documents)
+            order = list(servers) if turn % 2 == 0 else list(servers)[::-1]
+            for name in order:
+                measure(servers[name], tasks, callers, found[name])
+    return [[f"{name}, {callers}", *one.row(options.documents)] for name, one in found.items()]
+
+
+def _silent(_what: str, _fraction: float) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Beginnings of prompts that are kept: the same to the bit, only their owner's, within their bytes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from appliance.decoding.sampling import SamplingParams
+from appliance.engine import session as sessions
+from appliance.engine.generate import Prefilled, generate, prefill
+from appliance.engine.prefixes import PAGE, Prefixes
+from appliance.engine.session import Cache, Session
+from appliance.errors import OutOfMemory
+from tests.fakes import built_models
+
+rng = np.random.default_rng(5)
+PROMPT = rng.integers(3, 300, 3 * PAGE + 40)
+OTHER = np.concatenate([PROMPT[: PAGE + 30], rng.integers(3, 300, 2 * PAGE)])
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> built_models.BuiltModel:
+    folder = tmp_path_factory.mktemp("tiny") / "box"
+    return built_models.tiny(folder, request.param, "q8", context_length=1024)
+
+
+@pytest.fixture
+def session(built: built_models.BuiltModel) -> Iterator[Session]:
+    with Session(built.open(), 1, prefix_bytes=1 << 30) as session:
+        yield session
+
+
+def filled(session: Session, prompt: np.ndarray, owner: str = "") -> tuple[Cache, int]:
+    """Prefill a new cache; also how many tokens were restored."""
+    cache = session.new_cache(1024)
+    return cache, sum(step.restored for step in prefill(session, cache, prompt, owner))
+
+
+def page_bytes(session: Session) -> int:
+    return session.cache_bytes(PAGE)
+
+
+# name | first prompt | second prompt | tokens restored
+BEGINNINGS = [
+    ("the same", PROMPT, PROMPT, 3 * PAGE),
+    ("one token more than pages", PROMPT, PROMPT[: 2 * PAGE + 1], 2 * PAGE),
+    ("pages and no more", PROMPT, PROMPT[: 2 * PAGE], PAGE),
+    ("longer", PROMPT[: PAGE + 9], PROMPT, PAGE),
+    ("alike for a page and a bit", PROMPT, OTHER, PAGE),
+    ("shorter than a page", PROMPT, PROMPT[:PAGE], 0),
+    ("another beginning", PROMPT, PROMPT[1:], 0),
+    ("the first too short", PROMPT[:PAGE], PROMPT, 0),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "restored"), [r[1:] for r in BEGINNINGS], ids=[r[0] for r in BEGINNINGS])
+def test_whole_pages_that_are_alike_are_used_again(
+    built: built_models.BuiltModel, session: Session, first: np.ndarray, second: np.ndarray, restored: int
+) -> None:
+    """And the logits after them, and of every later token, are those of a session that kept nothing, to the bit."""
+    filled(session, first)
+    warm, found = filled(session, second)
+    assert found == restored
+    with Session(built.open(), 1) as cold_session:
+        cold, nothing = filled(cold_session, second)
+        assert nothing == 0
+        assert warm.length == cold.length == len(second) - 1
+        for token in (second[-1], 17, 120):
+            step = np.array([token], np.int64)
+            np.testing.assert_array_equal(session.forward(warm, step), cold_session.forward(cold, step))
+
+
+def test_an_owner_finds_only_its_own(session: Session) -> None:
+    """Another one's prompt is computed as if nothing were kept."""
+    filled(session, PROMPT, "uid 1000")
+    assert filled(session, PROMPT, "uid 1001")[1] == 0
+    assert filled(session, PROMPT, "uid 100")[1] == 0
+    assert filled(session, PROMPT, "")[1] == 0
+    assert filled(session, PROMPT, "uid 1000")[1] == 3 * PAGE
+
+
+def test_a_page_is_a_copy(session: Session) -> None:
+    """What becomes of the cache that it came from, or went to, leaves it alone."""
+    first, _ = filled(session, PROMPT)
+    warm, _ = filled(session, PROMPT)
+    for cache in (first, warm):
+        cache.rewind(0)
+        session.forward(cache, OTHER[::-1][:PAGE].astype(np.int64))
+    again, restored = filled(session, PROMPT)
+    fresh, _ = filled(session, PROMPT, "nobody")
+    assert restored == 3 * PAGE
+    for a, b in zip(again.read(0, again.length), fresh.read(0, fresh.length), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_pages_stay_within_their_bytes(session: Session) -> None:
+    """What nobody asked for longest goes first; a page is not kept without the one before it."""
+    session.prefixes = Prefixes(4 * page_bytes(session))
+    a, b = PROMPT[: 2 * PAGE + 1], PROMPT[::-1][: 2 * PAGE + 1]
+    filled(session, a)
+    filled(session, b)
+    assert session.prefixes.held.pages == 4
+    assert session.prefixes.held.size_bytes == 4 * page_bytes(session)
+    assert filled(session, a)[1] == 2 * PAGE
+    filled(session, OTHER[::-1][: PAGE + 1])
+    assert session.prefixes.held.pages == 4
+    assert session.prefixes.held.evicted == 1
+    assert filled(session, b)[1] == PAGE  # its end went, its beginning is there
+    assert filled(session, a)[1] == PAGE  # and b's end came again in the place of a's
+
+
+def test_a_prompt_that_does_not_fit_keeps_its_beginning(session: Session) -> None:
+    """Its pages do not push each other out."""
+    session.prefixes = Prefixes(2 * page_bytes(session) + 1)
+    filled(session, PROMPT)
+    assert filled(session, PROMPT)[1] == 2 * PAGE
+
+
+def test_without_bytes_nothing_is_kept(session: Session) -> None:
+    """Nor looked for at any cost."""
+    session.prefixes = Prefixes(0)
+    filled(session, PROMPT)
+    assert filled(session, PROMPT)[1] == 0
+    assert session.prefixes.held.pages == 0
+
+
+def test_only_parts_that_every_prompt_has_are_kept(session: Session) -> None:
+    """What was computed in other parts, or by an answer, would not be the same to the bit."""
+    cache = session.new_cache(1024)
+    session.forward(cache, PROMPT[:100])
+    list(prefill(session, cache, PROMPT))
+    assert session.prefixes.held.pages == 0
+    cache = session.new_cache(1024)
+    for _ in generate(session, PROMPT[:200], SamplingParams(temperature=0), max_tokens=100, cache=cache):
+        pass
+    assert cache.length > PAGE
+    assert session.prefixes.held.pages == 0
+
+
+def test_pages_go_before_an_answer_is_refused(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that is needed now is taken from what may be needed again."""
+    filled(session, PROMPT)
+    held = session.prefixes.held.size_bytes
+    room = sessions.MEMORY_RESERVE_BYTES + session.cache_bytes(512)
+
+    def available() -> int:
+        return room - session.prefixes.held.size_bytes
+
+    monkeypatch.setattr(sessions, "_CACHES", set())
+    monkeypatch.setattr(sessions, "available_memory_bytes", available)
+    assert held
+    session.new_cache(512)
+    assert session.prefixes.held.pages == 0
+    with pytest.raises(OutOfMemory):
+        session.new_cache(1024)
+
+
+def test_the_first_step_says_what_was_restored(session: Session) -> None:
+    """Then the rest, part by part."""
+    filled(session, PROMPT)
+    steps = list(prefill(session, session.new_cache(1024), PROMPT))
+    total = len(PROMPT) - 1
+    assert steps == [Prefilled(3 * PAGE, total, restored=3 * PAGE), Prefilled(total, total)]
+
+
+def test_reading_and_writing_are_checked(session: Session) -> None:
+    """Tokens that are not there, a gap, and what does not fit."""
+    cache, _ = filled(session, PROMPT[:50])
+    part = cache.read(0, 20)
+    with pytest.raises(ValueError, match="cannot read tokens 40 to 50 of a cache of 49"):
+        cache.read(40, 50)
+    with pytest.raises(ValueError, match="cannot write tokens 48 to 68"):
+        cache.write(48, part)
+    small = session.new_cache(128)
+    for start in range(0, 120, 20):
+        small.write(start, part)
+    with pytest.raises(ValueError, match="cannot write tokens 120 to 140 of a cache of 120 of 128"):
+        small.write(120, part)
