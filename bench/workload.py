@@ -38,14 +38,14 @@ from appliance.forge import recipe as recipes
 from bench import machine
 from bench.forms import Form, our_forms
 from bench.loops.llama_server import LlamaServer, weights
-from bench.loops.prompts import _PEOPLE as PEOPLE
+from bench.loops.prompts import PEOPLE
 from bench.loops.sources import REPORTS
 from bench.pipe import ROOT, Side, SideFailed
 from bench.report import markdown_table
 
 MODEL = "smollm2-135m-instruct"
 CALLERS = (1, 8)
-MAX_TOKENS = 200
+MAX_TOKENS = 256
 READY_S = 60.0
 
 SYSTEM = (
@@ -159,7 +159,7 @@ def skerry(form: Form, threads: int) -> Iterator[Server]:
             prefixes=Prefixes(),
         )
         (folder / "config.yaml").write_bytes(dump_yaml(config))
-        command = [form.python, "-m", "appliance.cli.main", "serve", "--config", folder / "config.yaml"]
+        command = [form.python.with_name("skerry"), "serve", "--config", folder / "config.yaml"]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=log, stderr=log)
         try:

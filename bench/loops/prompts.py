@@ -126,7 +126,7 @@ def _summaries() -> list[tuple[str, answers.Verify]]:
 
 # --- documents to extract from ----------------------------------------------------------------------------------------
 
-_PEOPLE = (
+PEOPLE = (
     "Anna Berg", "Tomas Lind", "Mei Tanaka", "Joel Okafor", "Rita Salas", "Ivo Novak", "Clara Weiss", "Omar Haddad",
     "Lena Fischer", "Paul Moreau", "Nadia Rossi", "Erik Dahl", "Sofia Costa", "Jan Kowal", "Maya Patel", "Hugo Marin",
     "Ida Holm", "Karl Brandt", "Elif Demir", "Sean Walsh", "Vera Popov", "Luis Ortega", "Greta Lang", "Amir Nasser",
@@ -138,7 +138,7 @@ _PLACES = ("Mill Street", "Harbour Road", "Station Square", "Church Lane", "West
 
 def _document(kind: int, count: int, rng: random.Random) -> tuple[str, str, list[str]]:
     """Write a document of `count` records; gives the request, the document, and what has to be found."""
-    people = rng.sample(_PEOPLE, count)
+    people = rng.sample(PEOPLE, count)
     numbers = rng.sample(range(1000, 9999), count)
     amounts = [f"{rng.randrange(20, 4000)}.{rng.randrange(100):02d}" for _ in people]
     days = [f"2026-{rng.randrange(1, 13):02d}-{rng.randrange(1, 29):02d}" for _ in people]

@@ -1,0 +1,87 @@
+"""The work of a box as a benchmark: its documents, and what is counted of an answer."""
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+
+from bench.workload import SCHEMA, Done, Measured, Server, Task, documents, fields_right, is_valid, measure, messages
+
+GOOD = {
+    "pump": "P-4821",
+    "part": "gasket",
+    "changed_by": "Anna Berg",
+    "date": "2026-03-22",
+    "order": "WO-123456",
+    "severity": "low",
+    "downtime_h": 4,
+    "summary": "The gasket failed.",
+}
+
+
+def test_documents_are_the_same_every_time() -> None:
+    """For a seed; another seed gives others, so that no round meets a document of an earlier one."""
+    assert documents(1, 5) == documents(1, 5)
+    assert not {t.text for t in documents(1, 20)} & {t.text for t in documents(2, 20)}
+
+
+def test_a_document_holds_what_is_asked_for() -> None:
+    """Each field that is checked, once, among other news; and it has the size that it should have."""
+    for task in documents(3, 40):
+        assert all(str(value) in task.text for value in task.wanted.values())
+        assert task.text.count(task.wanted["order"]) == 1
+        assert 900 < len(task.text) < 6000
+        jsonschema.validate({**task.wanted, "summary": "It was changed."}, SCHEMA)
+    lengths = sorted(len(task.text) for task in documents(3, 40))
+    assert lengths[-1] > 3 * lengths[0]
+
+
+def test_every_request_begins_alike() -> None:
+    """The system prompt is shared, the document is the user's."""
+    first, second = (messages(task) for task in documents(4, 2))
+    assert first[0] == second[0]
+    assert first[1]["content"] != second[1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("change", "valid", "right"),
+    [
+        ({}, True, 7),
+        ({"severity": "high"}, True, 6),
+        ({"severity": "none"}, False, 6),
+        ({"downtime_h": "4"}, False, 6),
+        ({"more": 1}, False, 7),
+        ({"summary": "short"}, False, 7),
+    ],
+)
+def test_what_is_valid_and_right(change: dict[str, Any], valid: bool, right: int) -> None:
+    """Valid by the schema, right by what the document says; the summary is nobody's to judge."""
+    task = Task("", {name: value for name, value in GOOD.items() if name != "summary"})
+    text = json.dumps({**GOOD, **change})
+    assert is_valid(text) == valid
+    assert fields_right(task, text) == right
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"P-4821"'])
+def test_what_is_no_answer(text: str) -> None:
+    """Cut short, or something else: neither valid nor right."""
+    assert not is_valid(text)
+    assert fields_right(Task("", GOOD), text) == 0
+
+
+def test_a_round_is_measured_whole() -> None:
+    """Every document is asked once, after all were prepared; the row holds medians and sums."""
+    seen: list[str] = []
+    tasks = documents(5, 6)
+
+    def ask(task: Task) -> Done:
+        seen.append(task.text)
+        return Done(json.dumps({**task.wanted, "summary": "It was changed."}), 2.0, 90)
+
+    into = Measured([], [])
+    measure(Server(ask, lambda tasks: seen.append(f"{len(tasks)} tasks")), tasks, 3, into)
+    assert seen[0] == "6 tasks"
+    assert sorted(seen[1:]) == sorted(task.text for task in tasks)
+    into.minutes = [0.5, 0.2, 3.0]
+    assert into.row(6) == ["12.0", "2.00", "90", "6 of 6", "42 of 42"]
