@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from appliance.decoding.breaker import Break, Words
 from appliance.engine.completion import CompletionRequest, Delta, FinishReason, Usage, complete
 from appliance.engine.generate import Prefilled
+from appliance.engine.prefixes import common
 from appliance.engine.session import Session
 
 
@@ -52,7 +53,7 @@ def complete_until(
     cache = session.new_cache(max(len(r.prompt) + r.max_tokens for r in requests))
     before: tuple[int, ...] = ()
     for index, request in enumerate(requests):
-        cache.rewind(min(cache.length, _common(before, request.prompt), len(request.prompt) - 1))
+        cache.rewind(min(cache.length, common(before, request.prompt), len(request.prompt) - 1))
         before = request.prompt
         text: list[str] = []
         breaks: list[Break] = []
@@ -67,8 +68,3 @@ def complete_until(
             usage, done = step.usage, tuple(breaks)
             if enough(Finished(index, "".join(text), step.finish_reason, usage, done, step.complete)):
                 return
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens that two prompts begin with alike."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -42,6 +42,7 @@ class CompletionRequest:
         streamed: whether somebody reads along, so that little can be taken back.
         asked: what the request says of repetition.
         owner: whose prompt it is: only an owner's own beginnings of prompts are used again.
+        boundary: tokens of the prompt with which other prompts are likely to begin too.
         grammar: the form that the answer must have.
         spoken: control tokens that are a part of the answer's text, and how they read there.
     """
@@ -56,6 +57,7 @@ class CompletionRequest:
     streamed: bool = True
     asked: Asked = NOTHING
     owner: str = ""
+    boundary: int = 0
     grammar: "Grammar | None" = None
     spoken: Mapping[int, bytes] = field(default_factory=dict, hash=False)
 
@@ -146,6 +148,7 @@ def complete(
         sequence_breakers=words.breakers if request.sampling.dry_multiplier else (),
         cache=cache,
         owner=request.owner,
+        boundary=request.boundary,
     )
     for event in events:
         if isinstance(event, Prefilled):

@@ -28,16 +28,11 @@ from appliance.decoding.sampling import (
     processors,
 )
 from appliance.engine.drafts import Drafts
-from appliance.engine.prefixes import PAGE
+from appliance.engine.prefixes import parts_of
 from appliance.engine.session import Cache, Session
 
 if TYPE_CHECKING:
     from appliance.decoding.grammar import GrammarState
-
-PREFILL_CHUNK = PAGE
-"""Tokens of a prompt that go through the model at once: the longest that a cancel or another caller waits. Always the
-same, because int8 kernels give slightly different logits for other chunks, and equal requests must give equal tokens.
-"""
 
 
 @dataclass(frozen=True)
@@ -89,8 +84,10 @@ class Ended:
 Event = Prefilled | Token | Rewound | Ended
 
 
-def prefill(session: Session, cache: Cache, prompt: NDArray[np.int64], owner: str = "") -> Iterator[Prefilled]:
-    """Put all of the prompt but its last token into the cache: what is kept of it, then a chunk a step.
+def prefill(
+    session: Session, cache: Cache, prompt: NDArray[np.int64], owner: str = "", boundary: int = 0
+) -> Iterator[Prefilled]:
+    """Put all of the prompt but its last token into the cache: what is kept of it, then a part a step.
 
     The last token stays for the first decoding step, which makes that step equal to all later ones.
 
@@ -99,15 +96,19 @@ def prefill(session: Session, cache: Cache, prompt: NDArray[np.int64], owner: st
         cache: holds a beginning of the prompt, or nothing.
         prompt: int64, shape (n,), n >= 1.
         owner: whose prompt it is; only an owner's own beginnings are used, see `prefixes`.
+        boundary: tokens with which other prompts are likely to begin too.
     """
-    total = len(prompt) - 1
-    if not cache.length and (restored := session.prefixes.restore(cache, prompt, owner)):
+    total, parts = len(prompt) - 1, parts_of(prompt, boundary)
+    if not cache.length and (restored := session.prefixes.restore(cache, parts, owner)):
         yield Prefilled(cache.length, total, restored)
-    while cache.length < total:
-        start = cache.length
-        session.forward(cache, prompt[start : min(total, start + PREFILL_CHUNK)])
-        if start % PAGE == 0:
-            session.prefixes.keep(cache, prompt, owner)
+    for part in parts:
+        if part.end <= cache.length:
+            continue
+        # A cache of an earlier candidate may end within a part: what is computed then is no part to keep.
+        whole = cache.length == part.start
+        session.forward(cache, prompt[cache.length : part.end])
+        if whole:
+            session.prefixes.keep(cache, parts, owner)
         yield Prefilled(cache.length, total)
 
 
@@ -124,6 +125,7 @@ def generate(
     sequence_breakers: Collection[int] = (),
     cache: Cache | None = None,
     owner: str = "",
+    boundary: int = 0,
 ) -> Iterator[Event]:
     """Generate up to `max_tokens` tokens after a prompt.
 
@@ -138,7 +140,7 @@ def generate(
         grammar: says which tokens may follow; none: all.
         sequence_breakers: tokens that no repetition reaches across, for DRY.
         cache: with room for prompt and answer, holding a beginning of the prompt; none: a new one.
-        owner: as `prefill` has it.
+        owner, boundary: as `prefill` has them.
     Raises:
         ContextTooLong: prompt and answer do not fit into the context.
         OutOfMemory: nor into memory.
@@ -147,7 +149,7 @@ def generate(
     # 1. room for everything that may come
     cache = session.new_cache(len(prompt) + max_tokens) if cache is None else cache
     # 2. the prompt
-    yield from prefill(session, cache, prompt, owner)
+    yield from prefill(session, cache, prompt, owner, boundary)
     # 3. what changes the logits, and a source of chance
     answer = _Answer(session, cache, prompt, max_tokens, breaker, grammar)
     draw = _Draw(sampling, len(prompt), index, breaker, grammar, sequence_breakers)

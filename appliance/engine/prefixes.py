@@ -1,26 +1,30 @@
 """Beginnings of prompts that were computed before: a caller's system prompt, its tools, its document.
 
-    prefixes = Prefixes(max_bytes=256 << 20)
-    prefixes.restore(cache, prompt, owner)      # before the prompt is computed
-    prefixes.keep(cache, prompt, owner)         # after each part of it
+    parts = parts_of(prompt, boundary)          # how any prompt is computed, whatever is kept
+    prefixes.restore(cache, parts, owner)       # before the prompt is computed
+    prefixes.keep(cache, parts, owner)          # after each part of it
 
-What is kept are pages: the keys and values of PAGE tokens, in the place of a tree whose branches are the prompts that
-begin alike. A page's name is the digest of its owner and of every token up to its end, so a page is found only by who
-asks for the very same beginning. Pages end where the parts end in which prompts are computed, so a cache that was
-filled from pages holds, to the bit, what computing would have put there. The page that nobody asked for longest goes
-first, and its branch is never left without its trunk.
+A prompt is computed in parts of PART tokens; a part also ends at its boundary, where what is asked now begins after the
+system prompt, the tools and the conversation so far. What is kept are the keys and values of whole parts, in the place
+of a tree whose branches are the prompts that begin alike. A part's name is the digest of its owner and of every token
+and part before its end, so it is found only by who asks for the very same beginning. And as a prompt is cut in the same
+way whether something of it is kept or not, a cache that was filled holds, to the bit, what computing would have put
+there: kernels of 8 bits give slightly different numbers for other parts. What nobody asked for longest goes first, and
+a branch is never left without its trunk.
 
 An owner is a caller: another caller's prompt takes as long as if nothing were kept, for the time to the first token
 would tell what others ask. A site may let all callers have one owner.
 
 What this does NOT hold: anything on disk, or what an answer added.
 
-Source: pages and their chained digests are the form of vLLM's automatic prefix caching (Kwon et al. 2023,
-"Efficient Memory Management for Large Language Model Serving with PagedAttention").
+Source: chained digests of blocks are the form of vLLM's automatic prefix caching (Kwon et al. 2023, "Efficient Memory
+Management for Large Language Model Serving with PagedAttention"); the boundary is Skerry's own.
 """
 
 import collections
 import hashlib
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,86 +34,122 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from appliance.engine.session import Cache
 
-PAGE = 256
-"""Tokens; also the parts in which prompts are computed."""
+PART = 256
+"""Tokens of a prompt that go through the model at once: the longest that a cancel or another caller waits."""
+SHORTEST = 32
+"""A boundary before so many tokens is none: keeping would cost more than it saves."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens of a prompt that go through the model at once, by what stands before them.
+
+    Attributes:
+        start, end: of them, in tokens of the prompt.
+        digest: of every token up to `end`, and of how they are parted.
+    """
+
+    start: int
+    end: int
+    digest: bytes
+
+
+def parts_of(prompt: NDArray[np.int64], boundary: int = 0) -> list[Part]:
+    """Cut a prompt into the parts in which it is computed; its last token is not among them.
+
+    Args:
+        prompt: int64, shape (n,), n >= 1.
+        boundary: tokens with which other prompts are likely to begin too; 0 if that is not known.
+    """
+    total, hasher = len(prompt) - 1, hashlib.sha256()
+    parts, start = [], 0
+    while start < total:
+        end = min(start + PART, total)
+        if boundary >= SHORTEST and start < boundary < end:
+            end = boundary
+        hasher.update(f"{end} ".encode() + np.ascontiguousarray(prompt[start:end], "<i8").tobytes())
+        parts.append(Part(start, end, hasher.copy().digest()))
+        start = end
+    return parts
 
 
 @dataclass(frozen=True)
 class Held:
-    """What is kept, and how often it helped."""
+    """What is kept."""
 
-    pages: int
+    parts: int
     size_bytes: int
-    restored_tokens: int
     evicted: int
 
 
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Count the tokens that two prompts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 class Prefixes:
-    """The pages of one model. One thread at a time may use it."""
+    """What is kept of one model's prompts. One thread at a time may use it."""
 
     def __init__(self, max_bytes: int) -> None:
         """Hold nothing yet.
 
         Args:
-            max_bytes: of all pages; 0 keeps none.
+            max_bytes: of all that is kept; 0 keeps nothing.
         """
         self._max_bytes = max_bytes
-        self._pages: collections.OrderedDict[bytes, list[NDArray[np.float32]]] = collections.OrderedDict()
-        self._size = self._restored = self._evicted = 0
+        self._kept: collections.OrderedDict[tuple[str, bytes], list[NDArray[np.float32]]] = collections.OrderedDict()
+        self._size = self._evicted = 0
 
     @property
     def held(self) -> Held:
         """How much there is; may be read by any thread."""
-        return Held(len(self._pages), self._size, self._restored, self._evicted)
+        return Held(len(self._kept), self._size, self._evicted)
 
-    def restore(self, cache: "Cache", prompt: NDArray[np.int64], owner: str) -> int:
-        """Fill an empty cache with the longest beginning of the prompt that is kept.
+    def restore(self, cache: "Cache", parts: Sequence[Part], owner: str) -> int:
+        """Fill an empty cache with the longest beginning of a prompt that is kept.
 
         Returns:
-            Tokens that need not be computed: a multiple of PAGE, fewer than the prompt has.
+            Tokens that need not be computed: the end of some part, or 0.
         """
-        names = []
-        for name in _names(prompt, owner):
-            if name not in self._pages:
-                break
-            names.append(name)
-        for number, name in enumerate(names):
-            cache.write(number * PAGE, self._pages[name])
-        for name in reversed(names):  # the trunk is asked for later than its branch
-            self._pages.move_to_end(name)
-        self._restored += len(names) * PAGE
-        return len(names) * PAGE
+        found = list(itertools.takewhile(lambda part: (owner, part.digest) in self._kept, parts))
+        for part in found:
+            cache.write(part.start, self._kept[owner, part.digest])
+        self._touch(found, owner)
+        return found[-1].end if found else 0
 
-    def keep(self, cache: "Cache", prompt: NDArray[np.int64], owner: str) -> None:
-        """Keep the last page of a cache that holds a beginning of the prompt, if it is whole and not kept yet."""
-        if cache.length % PAGE or not cache.length or not self._max_bytes:
+    def keep(self, cache: "Cache", parts: Sequence[Part], owner: str) -> None:
+        """Keep the last part that was put into a cache, if all before it is kept.
+
+        Args:
+            cache: holds a beginning of the prompt, up to the end of a part.
+            parts: all of the prompt's.
+            owner: who may find it.
+        """
+        if not self._max_bytes:
             return
-        names = _names(prompt[: cache.length + 1], owner)
-        if names[-1] in self._pages or any(name not in self._pages for name in names[:-1]):
+        done = [part for part in parts if part.end <= cache.length]
+        *before, last = done
+        if any((owner, part.digest) not in self._kept for part in before) or (owner, last.digest) in self._kept:
             return
-        page = cache.read(cache.length - PAGE, cache.length)
-        size = sum(part.nbytes for part in page)
-        if size * len(names) > self._max_bytes:
+        if cache.bytes_of(last.end) > self._max_bytes:
             return
-        self._pages[names[-1]] = page
-        for name in reversed(names):
-            self._pages.move_to_end(name)
-        self._size += size
+        kept = cache.read(last.start, last.end)
+        self._kept[owner, last.digest] = kept
+        self._size += _size(kept)
+        self._touch(done, owner)
         self.shrink(self._max_bytes)
 
     def shrink(self, max_bytes: int = 0) -> None:
-        """Give back pages, those first that were asked for longest ago, until they take no more than that."""
+        """Give back what was asked for longest ago, until no more than that is taken."""
         while self._size > max_bytes:
-            _, page = self._pages.popitem(last=False)
-            self._size -= sum(part.nbytes for part in page)
+            _, kept = self._kept.popitem(last=False)
+            self._size -= _size(kept)
             self._evicted += 1
 
+    def _touch(self, parts: Sequence[Part], owner: str) -> None:
+        for part in reversed(parts):  # the trunk stays longer than its branch
+            self._kept.move_to_end((owner, part.digest))
 
-def _names(prompt: NDArray[np.int64], owner: str) -> list[bytes]:
-    """Name every whole page before the prompt's last token, which is computed in any case."""
-    hasher = hashlib.sha256(owner.encode() + b"\0")
-    names = []
-    for end in range(PAGE, len(prompt), PAGE):
-        hasher.update(np.ascontiguousarray(prompt[end - PAGE : end], "<i8").tobytes())
-        names.append(hasher.copy().digest())
-    return names
+
+def _size(kept: list[NDArray[np.float32]]) -> int:
+    return sum(part.nbytes for part in kept)

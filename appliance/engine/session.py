@@ -77,6 +77,10 @@ class Cache:
         """Say where each buffer lies in memory; a step must not move it."""
         return {name: b.ctypes.data for name, b in self._buffers.items()}
 
+    def bytes_of(self, tokens: int) -> int:
+        """Memory that the keys and values of so many tokens take."""
+        return self.size_bytes * tokens // self.capacity
+
     def read(self, start: int, stop: int) -> list[NDArray[np.float32]]:
         """Copy the keys and values of some tokens.
 

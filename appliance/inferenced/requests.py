@@ -7,7 +7,7 @@ Source: OpenAI's API reference, chat completions and completions.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from msgspec import Meta
 from appliance.decoding.asked import NOTHING, Asked
 from appliance.decoding.sampling import SamplingParams
 from appliance.engine.completion import CompletionRequest
+from appliance.engine.prefixes import common
 from appliance.errors import ContextTooLong, InvalidRequest, NoChatTemplate
 from appliance.inferenced.messages import Message, Text, invocations_of, turns_of
 from appliance.inferenced.models import Loaded
@@ -30,6 +31,7 @@ from appliance.inferenced.structure import (
     grammar_of,
     plan_of,
 )
+from appliance.models.template import ChatTemplate
 from appliance.models.tool_styles import plain, render
 
 MAX_ANSWERS = 8
@@ -150,9 +152,23 @@ def prepare_chat(request: ChatRequest, loaded: Loaded) -> Prepared:
         max_tokens=request.max_completion_tokens or request.max_tokens,
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         asked=Asked.of(asked),
+        boundary=_boundary(prompt, messages, tools, loaded.template),
         field="messages",
     )
     return Prepared(_jobs(request, loaded, wanted, plan), plan)
+
+
+def _boundary(
+    prompt: list[int],
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    template: ChatTemplate,
+) -> int:
+    """Count the tokens before the last message's text: they are likely to come again."""
+    try:
+        return common(prompt, template.encode([*messages[:-1], {**messages[-1], "content": ""}], tools))
+    except InvalidRequest:  # a template that wants words there
+        return 0
 
 
 def prepare_text(request: TextRequest, loaded: Loaded) -> Prepared:
@@ -222,6 +238,7 @@ class _Wanted:
     top_logprobs: int | None
     asked: Asked
     field: str
+    boundary: int = 0
 
 
 def _jobs(request: _Common, loaded: Loaded, wanted: _Wanted, plan: Plan) -> list[CompletionRequest]:
@@ -249,6 +266,7 @@ def _jobs(request: _Common, loaded: Loaded, wanted: _Wanted, plan: Plan) -> list
             breaker=request.loop_breaker or "break",
             streamed=bool(request.stream),
             asked=wanted.asked,
+            boundary=wanted.boundary,
             grammar=grammar,
             spoken=spoken,
         )

@@ -28,6 +28,7 @@ from appliance.decoding.grammar import Grammar
 from appliance.decoding.verifiers import Context
 from appliance.engine.candidates import Finished, complete_until
 from appliance.engine.completion import CompletionRequest
+from appliance.engine.prefixes import common
 from appliance.errors import ConfigError, ContextTooLong, InvalidRequest, NoChatTemplate, TaskNotFound
 from appliance.inferenced.completions import Completions
 from appliance.inferenced.models import Loaded
@@ -125,9 +126,11 @@ def _requests(task: Task, text: str, loaded: Loaded) -> list[CompletionRequest]:
     warm = task.sampling.params(bias)
     warm.validate(loaded.session.card.vocabulary_size)
     greedy = replace(warm, temperature=0.0)
+    prompts = [_tokens(task, text, index, loaded) for index in range(task.candidates)]
     return [
         CompletionRequest(
-            prompt=_tokens(task, text, index, loaded),
+            prompt=prompt,
+            boundary=common(prompt, _tokens(task, "", index, loaded)),  # the input is what will be another one
             sampling=greedy if index == 0 or task.shuffle else warm,
             max_tokens=task.max_tokens,
             stop=task.stop,
@@ -136,7 +139,7 @@ def _requests(task: Task, text: str, loaded: Loaded) -> list[CompletionRequest]:
             streamed=False,
             asked=Asked.of(task.prompt.system),
         )
-        for index in range(task.candidates)
+        for index, prompt in enumerate(prompts)
     ]
 
 

@@ -6,7 +6,8 @@ import pytest
 from appliance.decoding.breaker import Mode, Words
 from appliance.decoding.sampling import SamplingParams
 from appliance.engine.completion import CompletionRequest, Delta, complete
-from appliance.engine.generate import PREFILL_CHUNK, Prefilled
+from appliance.engine.generate import Prefilled
+from appliance.engine.prefixes import PART
 from tests.fakes.scripted import RuledSession, ScriptedSession
 
 GREEDY = SamplingParams(temperature=0)
@@ -78,13 +79,13 @@ def test_max_tokens_are_exact() -> None:
 def test_a_step_is_one_forward() -> None:
     """Between two steps of the iterator lies one forward pass: whoever stops asking stops the work."""
     session = ScriptedSession([*b"abcdefgh", END], stop=(END,))
-    request = CompletionRequest(prompt=(1,) * (2 * PREFILL_CHUNK + 10), sampling=GREEDY, max_tokens=8)
+    request = CompletionRequest(prompt=(1,) * (2 * PART + 10), sampling=GREEDY, max_tokens=8)
     steps = complete(session, BYTES, request)  # type: ignore[arg-type]
     for done in range(1, 7):
         step = next(steps)
         assert len(session.forwards) == done
         assert isinstance(step, Prefilled) == (done <= 3)
-    assert session.forwards == [PREFILL_CHUNK, PREFILL_CHUNK, 9, 1, 1, 1]
+    assert session.forwards == [PART, PART, 9, 1, 1, 1]
 
 
 @pytest.mark.parametrize("breaker", ["break", "off"])
@@ -135,7 +136,7 @@ def test_times_are_those_of_the_prompt_and_of_the_rest(monkeypatch: pytest.Monke
     """To the first token, and from there to the last, by a clock that ticks with each step of the model."""
     session = ScriptedSession([*b"abcdefgh", END], stop=(END,))
     monkeypatch.setattr("appliance.engine.completion.time.monotonic", lambda: float(len(session.forwards) + 5))
-    request = CompletionRequest(prompt=(1,) * (2 * PREFILL_CHUNK + 10), sampling=GREEDY, max_tokens=8)
+    request = CompletionRequest(prompt=(1,) * (2 * PART + 10), sampling=GREEDY, max_tokens=8)
     (*_, last) = complete(session, BYTES, request)  # type: ignore[arg-type]
     assert isinstance(last, Delta)
     assert last.usage

@@ -8,14 +8,14 @@ import pytest
 from appliance.decoding.sampling import SamplingParams
 from appliance.engine import session as sessions
 from appliance.engine.generate import Prefilled, generate, prefill
-from appliance.engine.prefixes import PAGE, Prefixes
+from appliance.engine.prefixes import PART, SHORTEST, Prefixes, parts_of
 from appliance.engine.session import Cache, Session
 from appliance.errors import OutOfMemory
 from tests.fakes import built_models
 
 rng = np.random.default_rng(5)
-PROMPT = rng.integers(3, 300, 3 * PAGE + 40)
-OTHER = np.concatenate([PROMPT[: PAGE + 30], rng.integers(3, 300, 2 * PAGE)])
+PROMPT = rng.integers(3, 300, 3 * PART + 40)
+OTHER = np.concatenate([PROMPT[: PART + 30], rng.integers(3, 300, 2 * PART)])
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3"])
@@ -30,26 +30,26 @@ def session(built: built_models.BuiltModel) -> Iterator[Session]:
         yield session
 
 
-def filled(session: Session, prompt: np.ndarray, owner: str = "") -> tuple[Cache, int]:
+def filled(session: Session, prompt: np.ndarray, owner: str = "", boundary: int = 0) -> tuple[Cache, int]:
     """Prefill a new cache; also how many tokens were restored."""
     cache = session.new_cache(1024)
-    return cache, sum(step.restored for step in prefill(session, cache, prompt, owner))
+    return cache, sum(step.restored for step in prefill(session, cache, prompt, owner, boundary))
 
 
-def page_bytes(session: Session) -> int:
-    return session.cache_bytes(PAGE)
+def part_bytes(session: Session) -> int:
+    return session.cache_bytes(PART)
 
 
 # name | first prompt | second prompt | tokens restored
 BEGINNINGS = [
-    ("the same", PROMPT, PROMPT, 3 * PAGE),
-    ("one token more than pages", PROMPT, PROMPT[: 2 * PAGE + 1], 2 * PAGE),
-    ("pages and no more", PROMPT, PROMPT[: 2 * PAGE], PAGE),
-    ("longer", PROMPT[: PAGE + 9], PROMPT, PAGE),
-    ("alike for a page and a bit", PROMPT, OTHER, PAGE),
-    ("shorter than a page", PROMPT, PROMPT[:PAGE], 0),
+    ("the same", PROMPT, PROMPT, len(PROMPT) - 1),
+    ("one token more than parts", PROMPT, PROMPT[: 2 * PART + 1], 2 * PART),
+    ("parts and no more", PROMPT, PROMPT[: 2 * PART], PART),
+    ("longer", PROMPT[: PART + 9], PROMPT, PART),
+    ("alike for a part and a bit", PROMPT, OTHER, PART),
+    ("shorter than a part", PROMPT, PROMPT[:PART], 0),
     ("another beginning", PROMPT, PROMPT[1:], 0),
-    ("the first too short", PROMPT[:PAGE], PROMPT, 0),
+    ("the first too short", PROMPT[:PART], PROMPT, 0),
 ]
 
 
@@ -70,13 +70,52 @@ def test_whole_pages_that_are_alike_are_used_again(
             np.testing.assert_array_equal(session.forward(warm, step), cold_session.forward(cold, step))
 
 
+# name | boundary of the first | of the second | tokens restored
+BOUNDARIES = [
+    ("a system prompt", 100, 100, 100),
+    ("a long one", PART + 30, PART + 30, PART + 30),
+    ("whole parts", PART, PART, PART),
+    ("too short to keep", SHORTEST - 1, SHORTEST - 1, PART),
+    ("the shortest", SHORTEST, SHORTEST, SHORTEST),
+    ("not in both", 100, 0, 0),
+    ("not in the first", 0, 100, 0),
+    ("elsewhere, after a part", PART + 10, PART + 20, PART),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "restored"), [r[1:] for r in BOUNDARIES], ids=[r[0] for r in BOUNDARIES])
+def test_a_boundary_ends_a_part(
+    built: built_models.BuiltModel, session: Session, first: int, second: int, restored: int
+) -> None:
+    """Up to there prompts share what they begin with; and still warm is cold, to the bit."""
+    filled(session, PROMPT, boundary=first)
+    warm, found = filled(session, OTHER, boundary=second)
+    assert found == restored
+    with Session(built.open(), 1) as cold_session:
+        cold, _ = filled(cold_session, OTHER, boundary=second)
+        for token in (OTHER[-1], 17):
+            step = np.array([token], np.int64)
+            np.testing.assert_array_equal(session.forward(warm, step), cold_session.forward(cold, step))
+
+
+def test_parts_cover_a_prompt_but_for_its_last_token() -> None:
+    """In order, none longer than it may be, and each has a name of its own."""
+    for length in (1, 2, PART, PART + 1, PART + 2, 3 * PART + 40):
+        for boundary in (0, 5, 100, PART, length - 2, length - 1, length, 10_000):
+            parts = parts_of(PROMPT[:length], boundary)
+            assert [part.start for part in parts] == [0, *(part.end for part in parts)][: len(parts)]
+            assert (parts[-1].end if parts else 0) == length - 1
+            assert all(0 < part.end - part.start <= PART for part in parts)
+            assert len({part.digest for part in parts}) == len(parts)
+
+
 def test_an_owner_finds_only_its_own(session: Session) -> None:
     """Another one's prompt is computed as if nothing were kept."""
     filled(session, PROMPT, "uid 1000")
     assert filled(session, PROMPT, "uid 1001")[1] == 0
     assert filled(session, PROMPT, "uid 100")[1] == 0
     assert filled(session, PROMPT, "")[1] == 0
-    assert filled(session, PROMPT, "uid 1000")[1] == 3 * PAGE
+    assert filled(session, PROMPT, "uid 1000")[1] == len(PROMPT) - 1
 
 
 def test_a_page_is_a_copy(session: Session) -> None:
@@ -85,35 +124,35 @@ def test_a_page_is_a_copy(session: Session) -> None:
     warm, _ = filled(session, PROMPT)
     for cache in (first, warm):
         cache.rewind(0)
-        session.forward(cache, OTHER[::-1][:PAGE].astype(np.int64))
+        session.forward(cache, OTHER[::-1][:PART].astype(np.int64))
     again, restored = filled(session, PROMPT)
     fresh, _ = filled(session, PROMPT, "nobody")
-    assert restored == 3 * PAGE
+    assert restored == len(PROMPT) - 1
     for a, b in zip(again.read(0, again.length), fresh.read(0, fresh.length), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_pages_stay_within_their_bytes(session: Session) -> None:
     """What nobody asked for longest goes first; a page is not kept without the one before it."""
-    session.prefixes = Prefixes(4 * page_bytes(session))
-    a, b = PROMPT[: 2 * PAGE + 1], PROMPT[::-1][: 2 * PAGE + 1]
+    session.prefixes = Prefixes(4 * part_bytes(session))
+    a, b = PROMPT[: 2 * PART + 1], PROMPT[::-1][: 2 * PART + 1]
     filled(session, a)
     filled(session, b)
-    assert session.prefixes.held.pages == 4
-    assert session.prefixes.held.size_bytes == 4 * page_bytes(session)
-    assert filled(session, a)[1] == 2 * PAGE
-    filled(session, OTHER[::-1][: PAGE + 1])
-    assert session.prefixes.held.pages == 4
+    assert session.prefixes.held.parts == 4
+    assert session.prefixes.held.size_bytes == 4 * part_bytes(session)
+    assert filled(session, a)[1] == 2 * PART
+    filled(session, OTHER[::-1][: PART + 1])
+    assert session.prefixes.held.parts == 4
     assert session.prefixes.held.evicted == 1
-    assert filled(session, b)[1] == PAGE  # its end went, its beginning is there
-    assert filled(session, a)[1] == PAGE  # and b's end came again in the place of a's
+    assert filled(session, b)[1] == PART  # its end went, its beginning is there
+    assert filled(session, a)[1] == PART  # and b's end came again in the place of a's
 
 
 def test_a_prompt_that_does_not_fit_keeps_its_beginning(session: Session) -> None:
     """Its pages do not push each other out."""
-    session.prefixes = Prefixes(2 * page_bytes(session) + 1)
+    session.prefixes = Prefixes(2 * part_bytes(session) + 1)
     filled(session, PROMPT)
-    assert filled(session, PROMPT)[1] == 2 * PAGE
+    assert filled(session, PROMPT)[1] == 2 * PART
 
 
 def test_without_bytes_nothing_is_kept(session: Session) -> None:
@@ -121,7 +160,7 @@ def test_without_bytes_nothing_is_kept(session: Session) -> None:
     session.prefixes = Prefixes(0)
     filled(session, PROMPT)
     assert filled(session, PROMPT)[1] == 0
-    assert session.prefixes.held.pages == 0
+    assert session.prefixes.held.parts == 0
 
 
 def test_only_parts_that_every_prompt_has_are_kept(session: Session) -> None:
@@ -129,12 +168,13 @@ def test_only_parts_that_every_prompt_has_are_kept(session: Session) -> None:
     cache = session.new_cache(1024)
     session.forward(cache, PROMPT[:100])
     list(prefill(session, cache, PROMPT))
-    assert session.prefixes.held.pages == 0
+    assert session.prefixes.held.parts == 0
     cache = session.new_cache(1024)
     for _ in generate(session, PROMPT[:200], SamplingParams(temperature=0), max_tokens=100, cache=cache):
         pass
-    assert cache.length > PAGE
-    assert session.prefixes.held.pages == 0
+    assert cache.length > PART
+    assert session.prefixes.held.parts == 1
+    assert session.prefixes.held.size_bytes == session.cache_bytes(199)
 
 
 def test_pages_go_before_an_answer_is_refused(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +190,7 @@ def test_pages_go_before_an_answer_is_refused(session: Session, monkeypatch: pyt
     monkeypatch.setattr(sessions, "available_memory_bytes", available)
     assert held
     session.new_cache(512)
-    assert session.prefixes.held.pages == 0
+    assert session.prefixes.held.parts == 0
     with pytest.raises(OutOfMemory):
         session.new_cache(1024)
 
@@ -160,7 +200,11 @@ def test_the_first_step_says_what_was_restored(session: Session) -> None:
     filled(session, PROMPT)
     steps = list(prefill(session, session.new_cache(1024), PROMPT))
     total = len(PROMPT) - 1
-    assert steps == [Prefilled(3 * PAGE, total, restored=3 * PAGE), Prefilled(total, total)]
+    assert steps == [Prefilled(total, total, restored=total)]
+    other = np.append(PROMPT[: 2 * PART], PROMPT[:300])
+    steps = list(prefill(session, session.new_cache(1024), other))
+    ends = (3 * PART, len(other) - 1)
+    assert steps == [Prefilled(2 * PART, ends[-1], restored=2 * PART), *(Prefilled(end, ends[-1]) for end in ends)]
 
 
 def test_reading_and_writing_are_checked(session: Session) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from appliance.decoding.sampling import SamplingParams
-from appliance.engine.generate import PREFILL_CHUNK, Token, generate
+from appliance.engine.generate import Token, generate
+from appliance.engine.prefixes import PART
 from appliance.engine.session import Cache, Session
 from appliance.errors import CardMismatch, ContextTooLong, DigestMismatch, OutOfMemory
 from appliance.models.package import DATA_FILE, VerifiedModel
@@ -174,4 +175,4 @@ def test_long_prompts_are_prefilled_in_chunks(built: BuiltModel) -> None:
         first = [s.id for s in a if isinstance(s, Token)]
         assert [s.id for s in b if isinstance(s, Token)] == first
         assert len(first) == 8
-    assert PREFILL_CHUNK <= 256
+    assert PART <= 256

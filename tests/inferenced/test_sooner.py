@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from appliance.config import Limits
-from appliance.engine.prefixes import PAGE
+from appliance.engine.prefixes import PART
 from appliance.inferenced import completions
 from appliance.inferenced.completions import Completions
 from tests.fakes.box import Box
@@ -41,11 +41,11 @@ def test_a_prompt_that_begins_as_before_is_answered_alike(real: Box) -> None:
     assert cached(first) == 0
     before = counted(real, "cached")
     again = ask(real, "Which valve comes first?", mark + HANDBOOK)
-    assert cached(again) == (again["usage"]["prompt_tokens"] - 1) // PAGE * PAGE > 2 * PAGE
+    assert cached(again) == again["usage"]["prompt_tokens"] - 1 > 2 * PART
     assert again["choices"][0]["message"] == first["choices"][0]["message"]
     assert counted(real, "cached") - before == cached(again)
     other = ask(real, "Who is told, and when?", mark + HANDBOOK)
-    assert 0 < cached(other) <= cached(again)
+    assert cached(again) - 30 < cached(other) < cached(again)  # all but the question
     fresh = ask(real, "Who is told, and when?", f"{uuid.uuid4()} " + HANDBOOK)
     assert cached(fresh) == 0
 
