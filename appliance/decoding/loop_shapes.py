@@ -45,7 +45,7 @@ _COLUMNS = re.compile(r"\S(?:\t+| {4,})\S")
 _INTEGER = re.compile(r"\d{1,9}")
 _CODE = re.compile(r"[;{}=<>|\[\]_/\\@#$&^~`]")
 _FILLER = re.compile(r"\b(?:null|none|nil|nan|n/?a|true|false|undefined|ok|yes|no)\b", re.IGNORECASE)
-_DIGITS = re.compile(r"[\d.:/ TZ+-]*\d[\d.:/ TZ+-]*")
+_DIGITS = re.compile(r"[\d.:/ TZ+*=-]*\d[\d.:/ TZ+*=-]*")
 _EMPTY_ROWS = re.compile(r"[|\s:-]*\|[|\s:-]*")
 _SENTENCE_END = re.compile(r"[^\W\d_][\"')\]]?[.!?](?:\s|$)")
 
@@ -137,9 +137,9 @@ def _drift(copies: Copies, _period: int) -> float:
 
 def _is_list(copies: Copies) -> bool:
     """Whether each line begins with a number or a bullet; one in YAML, which has keys, does not count."""
-    lines = [line for line in copies.text.splitlines() if line.strip()]
+    lines = [line for line in copies.text.splitlines(keepends=True) if line.strip()]
     # The last copy may begin in the middle of a line: its end has the whole of it.
-    whole = lines[1:] if len(lines) > 1 else (copies.before + copies.text).splitlines()[-2:]
+    whole = lines[1:] if len(lines) > 1 else (copies.before + copies.text).splitlines(keepends=True)[-2:]
     if any(_ENUMERATED.match(line) for line in whole):
         return True
     return bool(whole) and all(_BULLET.match(line) for line in whole) and copies.share >= 0.3 and copies.distinct >= 2
