@@ -56,7 +56,7 @@ class Preferences(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class Prefixes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Beginnings of prompts that are kept, so that the next prompt that begins so is answered sooner."""
 
-    max_bytes: int = 256 << 20
+    max_bytes: int = 128 << 20
     """Of each loaded model; 0 keeps none."""
     shared: bool = False
     """Whether callers share them: then the time to the first token tells one caller what another asked."""
