@@ -24,6 +24,7 @@ import math
 import re
 import threading
 import time
+from calendar import isleap as leap_year
 from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
@@ -44,6 +45,9 @@ MOST_SECONDS = 5.0
 MOST_STEPS = 10_000_000
 """Characters that a backtracking matcher may look at, at worst, before an automaton is used instead."""
 
+NO_SUCH_TIME = "a day or a second in it is not in the calendar"
+"""The one thing that a grammar cannot know of an answer: the reason why it is not valid, and no defect."""
+
 _STOP_TOKEN = 256
 
 
@@ -55,14 +59,18 @@ def conforms(constraint: Constraint, text: str, vocabulary: Vocabulary | None = 
         text: the answer. Control tokens that a Lark grammar names stand in it by their names.
         vocabulary: the model's, for the names of control tokens.
     Returns:
-        None if it conforms, else the reason, without a word of the text.
+        None if it conforms, else the reason, without a word of the text; NO_SUCH_TIME if that is all.
     """
     if constraint.kind == "json_object":
         value, reason = read_json(text)
         return reason or (None if isinstance(value, dict) else "the text is JSON but no object")
     if constraint.kind == "json_schema":
         value, reason = read_json(text)
-        return reason or _violation(_validator(constraint.source), value)
+        wrong = reason or _violation(_validator(constraint.source), value)
+        if wrong and not reason and '"format"' in constraint.source:
+            by_syntax = _violation(_validator(constraint.source, calendar=False), value)
+            return NO_SUCH_TIME if by_syntax is None else wrong
+        return wrong
     if constraint.kind == "regex" and (quick := _quick(constraint.source, text, _RUST_CLASS)):
         return None if quick.fullmatch(text) else "the text does not match the regular expression"
     return _replayed(constraint, text, vocabulary)
@@ -123,7 +131,7 @@ def _finite_integer(digits: str) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _validator(source: str) -> Any:
+def _validator(source: str, *, calendar: bool = True) -> Any:
     schema = json_schema.parse(source)
     base = json_schema.validator_class(schema)
     known = base.VALIDATORS
@@ -145,7 +153,7 @@ def _validator(source: str) -> Any:
     checks = {k: replaced.get(k, check) for k, check in known.items()}
     made = validators.extend(base, {k: work.timed(check) for k, check in checks.items() if check})
     # An own registry: the package's default one would fetch what it does not know.
-    validator = made(schema, registry=json_schema.registry(), format_checker=_formats(base.FORMAT_CHECKER))
+    validator = made(schema, registry=json_schema.registry(), format_checker=_formats(base.FORMAT_CHECKER, calendar))
     return validator, work
 
 
@@ -301,12 +309,30 @@ _SYNTAX = {
     "date-time": re.compile(f"{_DATE}[tT]{_TIME}"),
 }
 """RFC 3339's, without what a grammar cannot know: leap years and leap seconds."""
+_LEAP_DAY = re.compile(r"([0-9]{4})-02-29")
+_LEAP_SECOND = re.compile(r"([0-9]{2}):([0-9]{2}):60(?:\.[0-9]+)?(?:[zZ]|([+-])([0-9]{2}):([0-9]{2}))$")
+_LAST_MINUTE, _MINUTES = 24 * 60 - 1, 24 * 60
 
 
-def _formats(known: jsonschema.FormatChecker) -> jsonschema.FormatChecker:
+def _formats(known: jsonschema.FormatChecker, calendar: bool) -> jsonschema.FormatChecker:
+    check = _is_in_calendar if calendar else _has_syntax
     made = jsonschema.FormatChecker(())
-    made.checkers = known.checkers | {name: (functools.partial(_has_syntax, name), ()) for name in _SYNTAX}
+    made.checkers = known.checkers | {name: (functools.partial(check, name), ()) for name in _SYNTAX}
     return made
+
+
+def _is_in_calendar(name: str, value: object) -> bool:
+    """Whether a date or time is one: 29 February in a leap year only, second 60 at the end of a day of UTC only."""
+    if not isinstance(value, str):
+        return True
+    day, second = _LEAP_DAY.match(value), _LEAP_SECOND.search(value)
+    if day is not None and not leap_year(int(day[1])):
+        return False
+    if second is not None and name != "date":
+        ahead = int(f"{second[3]}1") * (60 * int(second[4]) + int(second[5])) if second[3] else 0
+        if (60 * int(second[1]) + int(second[2]) - ahead) % _MINUTES != _LAST_MINUTE:
+            return False
+    return _has_syntax(name, value)
 
 
 def _has_syntax(name: str, value: object) -> bool:

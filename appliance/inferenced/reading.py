@@ -12,7 +12,7 @@ grammar's own word is taken.
 import json
 import logging
 
-from appliance.decoding.conformity import conforms
+from appliance.decoding.conformity import NO_SUCH_TIME, conforms
 from appliance.decoding.grammar import Constraint, Vocabulary
 from appliance.errors import InternalError
 from appliance.inferenced.structure import Plan
@@ -44,6 +44,7 @@ class Reading:
         self._text: list[str] = []
         self.calls: list[Call] = []
         self.valid: bool | None = None
+        self._wrong_call: str | None = None
         self.reason = ""
 
     def push(self, text: str) -> list[str | Call]:
@@ -81,8 +82,8 @@ class Reading:
         if held and self._plan.form:
             self._text.append(held)
         judged, wrong = self._judged(complete)
-        if wrong and finish_reason == "stop" and complete is not False and not at_stop_text:
-            raise _defect(wrong)
+        if wrong not in (None, NO_SUCH_TIME) and finish_reason == "stop" and complete is not False and not at_stop_text:
+            raise _defect(str(wrong))
         self.valid = not wrong if judged else None
         if wrong:
             cut = at_stop_text if finish_reason == "stop" else not complete
@@ -92,7 +93,7 @@ class Reading:
     def _judged(self, complete: bool | None) -> tuple[bool, str | None]:
         """Whether a form was asked for, and what is wrong with the answer."""
         if self._reader is not None and self._reader.calling:
-            return True, None if self._reader.complete else "a call is not complete"
+            return True, self._wrong_call if self._reader.complete else "a call is not complete"
         if self._plan.must_call:
             return True, "there is no call"
         if self._plan.form is None:
@@ -108,7 +109,9 @@ class Reading:
         if schema is None:
             raise _defect("there is no tool of its name")
         wrong = conforms(Constraint("json_schema", json.dumps(schema)), call.arguments)
-        if wrong is not None:
+        if wrong == NO_SUCH_TIME:
+            self._wrong_call = wrong
+        elif wrong is not None:
             raise _defect(wrong)
 
 

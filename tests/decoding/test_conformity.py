@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.decoding import conformity
-from appliance.decoding.conformity import conforms
+from appliance.decoding.conformity import NO_SUCH_TIME, conforms
 from appliance.decoding.grammar import Constraint, Vocabulary, compile_grammar
 from appliance.decoding.verifiers import Regex
 
@@ -203,31 +203,55 @@ def test_every_format_that_the_grammar_allows_conforms(name: str, dialect: str |
             token = int(state.mask(rng.standard_normal(257).astype(np.float32)).argmax())
             state.advance(token)
             said += BYTES.token_bytes[token]
-        assert conforms(grammar.constraint, said.decode()) is None, said
+        assert conforms(grammar.constraint, said.decode()) in (None, NO_SUCH_TIME), said
 
 
 @pytest.mark.parametrize(
     ("name", "text", "good"),
     [
-        ("date", "2023-02-29", True),
+        ("date", "2024-02-29", True),
+        ("date", "0000-02-29", True),
         ("date", "0000-01-01", True),
         ("date", "2023-02-30", False),
         ("date", "2023-04-31", False),
         ("date", "2023-13-01", False),
         ("date", "2023-01-01\n", False),
         ("date", "20230101", False),
-        ("time", "12:00:60Z", True),
+        ("time", "23:59:60Z", True),
+        ("time", "15:59:60-08:00", True),
+        ("time", "00:29:60+00:30", True),
         ("time", "12:00:61Z", False),
         ("time", "24:00:00Z", False),
         ("time", "12:00:00", False),
-        ("date-time", "2023-02-29T12:00:60Z", True),
+        ("date-time", "2024-02-29T23:59:60Z", True),
         ("date-time", "2023-02-30T12:00:00Z", False),
         ("date-time", "2023-01-01 12:00:00Z", False),
     ],
 )
 def test_dates_and_times_are_judged_by_their_syntax(name: str, text: str, good: bool) -> None:
     """As the grammar does, which knows no leap years and no leap seconds."""
-    assert (judged({"format": name}, json.dumps(text)) is None) == good
+    found = judged({"format": name}, json.dumps(text))
+    assert (found is None) == good
+    assert found != NO_SUCH_TIME
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("date", "2023-02-29"),
+        ("date", "1900-02-29"),
+        ("time", "12:00:60Z"),
+        ("time", "23:59:60+01:00"),
+        ("time", "23:58:60.5Z"),
+        ("date-time", "2023-02-29T12:00:00Z"),
+        ("date-time", "2024-02-29T12:00:60Z"),
+    ],
+)
+def test_what_no_calendar_has_is_told_apart(name: str, text: str) -> None:
+    """A grammar cannot know it, so it is not valid, and no defect; with another fault it is one."""
+    assert judged({"format": name}, json.dumps(text)) == NO_SUCH_TIME
+    assert judged({"anyOf": [{"type": "null"}, {"format": name}]}, json.dumps(text)) == NO_SUCH_TIME
+    assert judged({"format": name, "maxLength": 3}, json.dumps(text)) not in (None, NO_SUCH_TIME)
 
 
 # --- reasons ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from appliance.decoding.breaker import Words
+from appliance.decoding.conformity import NO_SUCH_TIME
 from appliance.decoding.grammar import Constraint, Vocabulary, compile_grammar
 from appliance.decoding.sampling import SamplingParams
 from appliance.engine.completion import CompletionRequest, Delta, complete
@@ -15,7 +16,7 @@ from appliance.inferenced.preferences import PreferenceStore, keep_breaks
 from appliance.inferenced.reading import Reading
 from appliance.inferenced.responses import Answer
 from appliance.inferenced.structure import Plan
-from appliance.models.tool_styles import HERMES
+from appliance.models.tool_styles import HERMES, Tool
 from tests.fakes.scripted import RuledSession
 from tests.inferenced.test_structured import FORM, PUMP, deltas, shape, streamed, whole
 
@@ -79,6 +80,27 @@ def test_a_defect_is_one_whatever_stop_texts_were_asked_for() -> None:
     assert choice["skerry"]["structure"] == {"valid": False, "reason": "a stop text came before its end"}
     unfinished = whole(Plan(FORM), deltas('{"city": "Oslo"', complete=False))
     assert unfinished["skerry"]["structure"] == {"valid": False, "reason": "not JSON, at 15"}
+
+
+def test_a_day_that_no_calendar_has_is_told_and_is_no_defect() -> None:
+    """A grammar lets it come: the answer is given, and is not valid."""
+    form = Constraint("json_schema", '{"type": "string", "format": "date"}')
+    for day, told in (("2023-02-29", {"valid": False, "reason": NO_SUCH_TIME}), ("2024-02-29", {"valid": True})):
+        choice = whole(Plan(form), compute(form, f'"{day}"'))
+        assert (choice["message"]["content"], choice["finish_reason"]) == (f'"{day}"', "stop")
+        assert choice["skerry"]["structure"] == told
+
+
+def test_a_call_on_a_day_that_no_calendar_has_is_told_too() -> None:
+    """The call is given, for a program may know better; the answer is not valid."""
+    tool = Tool("plan", "", {"type": "object", "properties": {"day": {"type": "string", "format": "date"}}})
+    for day, valid in (("2023-02-29", False), ("2024-02-29", True)):
+        reading = Reading(Plan(style=HERMES, tools=(tool,), must_call=True), VOCABULARY)
+        said = f'<tool_call>\n{{"name": "plan", "arguments": {{"day": "{day}"}}}}\n</tool_call>'
+        calls = [*reading.push(said), *reading.finish("stop", complete=True)]
+        assert len([call for call in calls if not isinstance(call, str)]) == 1
+        assert reading.valid is valid
+        assert reading.reason == ("" if valid else NO_SUCH_TIME)
 
 
 def test_the_log_names_a_defect_and_not_the_answer(caplog: pytest.LogCaptureFixture) -> None:
