@@ -121,6 +121,8 @@ DRIFT = [
     ("items", "prose", "3. the pump is hot\n", 0.5, 8),
     ("items in code", "code", "3. the pump is hot\n", 0.5, NEVER),
     ("lines", "prose", "the pump is hot\n", 0.5, NEVER),
+    ("columns that end as sentences do", "prose", "the pump\tis hot now.\n", 0.5, NEVER),
+    ("the same without columns", "prose", "the pump is hot now.\n", 0.5, 8),
     ("records in a list", "prose", "- {pump: hot, valve: open, lamp: red}\n", 0.5, NEVER),
 ]
 

@@ -98,6 +98,14 @@ def test_a_boundary_ends_a_part(
             np.testing.assert_array_equal(session.forward(warm, step), cold_session.forward(cold, step))
 
 
+def test_a_part_is_found_only_where_it_begins_and_ends(session: Session) -> None:
+    """The same tokens up to the same end, but parted otherwise: what lies before that end is another part."""
+    prompt = PROMPT[: 2 * PART + 1]
+    filled(session, prompt, boundary=PART + 44)
+    cache, restored = filled(session, prompt)
+    assert (cache.length, restored) == (2 * PART, PART)
+
+
 def test_parts_cover_a_prompt_but_for_its_last_token() -> None:
     """In order, none longer than it may be, and each has a name of its own."""
     for length in (1, 2, PART, PART + 1, PART + 2, 3 * PART + 40):
