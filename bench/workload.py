@@ -32,7 +32,7 @@ from typing import Any
 import jsonschema
 
 from appliance.client import Client
-from appliance.config import Config, Limits, Prefixes, dump_yaml
+from appliance.config import Config, Limits, dump_yaml
 from appliance.errors import SkerryError
 from appliance.forge import recipe as recipes
 from bench import machine
@@ -156,7 +156,6 @@ def skerry(form: Form, threads: int) -> Iterator[Server]:
             preload=(path.name,),
             threads=threads,
             limits=Limits(running=max(CALLERS), per_caller=4 * max(CALLERS)),
-            prefixes=Prefixes(),
         )
         (folder / "config.yaml").write_bytes(dump_yaml(config))
         command = [form.python.with_name("skerry"), "serve", "--config", folder / "config.yaml"]

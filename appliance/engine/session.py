@@ -71,7 +71,7 @@ class Cache:
     @property
     def promised_bytes(self) -> int:
         """Memory that was promised and is not taken yet: pages count for the kernel only once they are written."""
-        return int(self.size_bytes * (1 - self.length / self.capacity))
+        return self.size_bytes - self.bytes_of(self.length)
 
     def addresses(self) -> dict[str, int]:
         """Say where each buffer lies in memory; a step must not move it."""
@@ -178,11 +178,12 @@ class Session:
         if capacity > limit:
             raise ContextTooLong(f"cannot hold {capacity} tokens: the context of {self.card.name} is {limit}")
         capacity = min(limit, -(-capacity // CACHE_GRAIN) * CACHE_GRAIN)
+        needed, what = self.cache_bytes(capacity), f"hold {capacity} tokens of {self.card.name}"
         try:
-            require_memory(self.cache_bytes(capacity), f"hold {capacity} tokens of {self.card.name}")
+            require_memory(needed, what)
         except OutOfMemory:
             self.prefixes.shrink()  # what may be needed again goes before what is needed now
-            require_memory(self.cache_bytes(capacity), f"hold {capacity} tokens of {self.card.name}")
+            require_memory(needed, what)
         binding = self._session.io_binding()
         buffers = {}
         for name, (heads, dim) in self._caches.items():

@@ -126,11 +126,16 @@ def _requests(task: Task, text: str, loaded: Loaded) -> list[CompletionRequest]:
     warm = task.sampling.params(bias)
     warm.validate(loaded.session.card.vocabulary_size)
     greedy = replace(warm, temperature=0.0)
-    prompts = [_tokens(task, text, index, loaded) for index in range(task.candidates)]
+    # Without shuffling all candidates read the same. What comes before the input is likely to come again.
+    orders = range(task.candidates) if task.shuffle else (0,)
+    prompts = [_tokens(task, text, order, loaded) for order in orders]
+    boundaries = [
+        common(prompt, _tokens(task, "", order, loaded)) for order, prompt in zip(orders, prompts, strict=True)
+    ]
     return [
         CompletionRequest(
-            prompt=prompt,
-            boundary=common(prompt, _tokens(task, "", index, loaded)),  # the input is what will be another one
+            prompt=prompts[index % len(prompts)],
+            boundary=boundaries[index % len(prompts)],
             sampling=greedy if index == 0 or task.shuffle else warm,
             max_tokens=task.max_tokens,
             stop=task.stop,
@@ -139,7 +144,7 @@ def _requests(task: Task, text: str, loaded: Loaded) -> list[CompletionRequest]:
             streamed=False,
             asked=Asked.of(task.prompt.system),
         )
-        for index, prompt in enumerate(prompts)
+        for index in range(task.candidates)
     ]
 
 
