@@ -33,7 +33,7 @@ _ENDS = 4_000
 """Characters that are read from a request's beginning and its end: what to do stands there, a document in between."""
 MOST_NUMBERS = 4
 """A request that asks for a row of numbers has few itself; one with more comes with a document."""
-_NUMBER = re.compile(r"(?<!\d)(?:\d{1,3}(?:[ ,.']\d{3})+|\d{1,5})(?!\d)|\b(?:hundred|thousand)\b", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<!\d)(?:\d{1,3}(?:[ ,.']\d{3}){1,3}|\d{1,5})(?!\d)|\b(?:hundred|thousand)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

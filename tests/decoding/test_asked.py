@@ -45,6 +45,7 @@ def test_requests_for_repetition_are_told_from_others(request_text: str, copies:
         ("All numbers below one thousand", 1000),
         ("A table of 12 months.", 12),
         ("Article 4006381333931", 0),
+        ("1" + " 000" * 1900, 0),
         ("A. 1, 2, 3, 4", 4),
         ("A. 1, 2, 3, 4, 5", 0),
     ],
