@@ -47,10 +47,21 @@ class Hardened:
         return found.stdout + found.stderr
 
     def log_in(self, *, from_outside: bool = False) -> None:
-        """Log in as the rescue account, and out, and wait until the guard has seen that."""
+        """Log in as the rescue account, and out; wait until the guard has seen that and the connection is all gone.
+
+        Its last packet would otherwise leave the box in whatever a test begins to watch.
+        """
         assert self.box.ssh("rescue", self.keys.rescue, "id -un", from_outside=from_outside).stdout == "rescue\n"
         end = time.monotonic() + 5
         while self.box.exists("/var/lib/skerry/lockout/armed") and time.monotonic() < end:
+            time.sleep(0.1)
+        self.wait_for_quiet()
+
+    def wait_for_quiet(self, limit_s: float = 30) -> None:
+        """Wait until no SSH connection of the box may send any more."""
+        end = time.monotonic() + limit_s
+        while still := self.box.run("ss -Htn sport = 22").stdout:
+            assert time.monotonic() < end, f"still open after {limit_s:.0f} s: {still}"
             time.sleep(0.1)
 
     def door_is_open(self) -> bool:
