@@ -24,8 +24,8 @@ CONFIG_PATH = Path("/etc/skerry/config.yaml")
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What one caller, and all of them together, may ask of the daemon."""
 
-    running: int = 4
-    """Requests that are decoded side by side."""
+    running: int = 8
+    """Answers that are computed side by side."""
     queued: int = 32
     """Requests of all callers that may wait."""
     per_caller: int = 8

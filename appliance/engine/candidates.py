@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from appliance.decoding.breaker import Break, Words
 from appliance.engine.completion import CompletionRequest, Delta, FinishReason, Usage, complete
+from appliance.engine.forward import Forward
 from appliance.engine.generate import Prefilled
 from appliance.engine.prefixes import common
 from appliance.engine.session import Session
@@ -39,7 +40,7 @@ class Finished:
 
 def complete_until(
     session: Session, words: Words, requests: Sequence[CompletionRequest], enough: Callable[[Finished], bool]
-) -> Iterator[Delta | Prefilled]:
+) -> Iterator[Delta | Forward | Prefilled]:
     """Compute candidates step by step.
 
     Args:
@@ -59,7 +60,7 @@ def complete_until(
         breaks: list[Break] = []
         for step in complete(session, words, request, cache):
             yield step
-            if isinstance(step, Prefilled):
+            if isinstance(step, Forward | Prefilled):
                 continue
             text.append(step.text)
             breaks += step.breaks

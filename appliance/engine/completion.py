@@ -18,8 +18,10 @@ from appliance.decoding.breaker import HELD, Break, Breaker, Mode, Words
 from appliance.decoding.sampling import SamplingParams, TokenLogprobs
 from appliance.decoding.stop import StopStrings
 from appliance.decoding.text import TextStream, TokenBytes
+from appliance.engine.cache import Cache
+from appliance.engine.forward import Forward
 from appliance.engine.generate import Ended, Event, Prefilled, Rewound, Token, generate
-from appliance.engine.session import Cache, Session
+from appliance.engine.session import Session
 
 if TYPE_CHECKING:
     from appliance.decoding.grammar import Grammar, GrammarState
@@ -109,7 +111,7 @@ class Usage:
 
 def complete(
     session: Session, words: Words, request: CompletionRequest, cache: Cache | None = None
-) -> Iterator[Delta | Prefilled]:
+) -> Iterator[Delta | Forward | Prefilled]:
     """Compute an answer step by step.
 
     Args:
@@ -151,6 +153,9 @@ def complete(
         boundary=request.boundary,
     )
     for event in events:
+        if isinstance(event, Forward):
+            yield event
+            continue
         if isinstance(event, Prefilled):
             cached += event.restored
             yield event

@@ -1,7 +1,8 @@
 """From a prompt to tokens: prefill, then one token a step; back again where a loop is broken.
 
-`generate` is a generator that computes one step each time it is asked, so that a scheduler can interleave several and
-stop any of them between two steps. It knows nothing of text, sockets or threads.
+`generate` is a generator that goes one step each time it is asked, so that a scheduler can interleave several and stop
+any of them between two steps. A step that needs the model yields a `Forward` first, which the scheduler may compute
+together with those of others. It knows nothing of text, sockets or threads.
 
 Rewinding asks one thing of a cache, `rewind(length) -> length`: forget tokens from the end and say how many are left.
 A cache of keys and values goes back to exactly there. One with recurrent state may go back further, to its last
@@ -27,12 +28,17 @@ from appliance.decoding.sampling import (
     logprobs,
     processors,
 )
+from appliance.engine.cache import Cache
 from appliance.engine.drafts import Drafts
+from appliance.engine.forward import Forward
 from appliance.engine.prefixes import parts_of
-from appliance.engine.session import Cache, Session
+from appliance.engine.session import Session
 
 if TYPE_CHECKING:
     from appliance.decoding.grammar import GrammarState
+
+
+_NO_ROWS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -81,12 +87,12 @@ class Ended:
     reason: Literal["stop", "loop"]
 
 
-Event = Prefilled | Token | Rewound | Ended
+Event = Forward | Prefilled | Token | Rewound | Ended
 
 
 def prefill(
     session: Session, cache: Cache, prompt: NDArray[np.int64], owner: str = "", boundary: int = 0
-) -> Iterator[Prefilled]:
+) -> Iterator[Forward | Prefilled]:
     """Put all of the prompt but its last token into the cache: what is kept of it, then a part a step.
 
     The last token stays for the first decoding step, which makes that step equal to all later ones.
@@ -99,17 +105,25 @@ def prefill(
         boundary: tokens with which other prompts are likely to begin too.
     """
     total, parts = len(prompt) - 1, parts_of(prompt, boundary)
-    if not cache.length and (restored := session.prefixes.restore(cache, parts, owner)):
-        yield Prefilled(cache.length, total, restored)
+
+    def restored() -> bool:
+        return bool(session.prefixes.restore(cache, parts, owner))
+
+    began = cache.length
+    if restored():
+        yield Prefilled(cache.length, total, cache.length - began)
     for part in parts:
         if part.end <= cache.length:
             continue
         # A cache of an earlier candidate may end within a part: what is computed then is no part to keep.
-        whole = cache.length == part.start
-        session.forward(cache, prompt[cache.length : part.end])
-        if whole:
+        began, whole = cache.length, cache.length == part.start
+        # While it waits for its turn, another prompt may bring the part.
+        forward = Forward(session, cache, prompt[began : part.end], _NO_ROWS, restored if whole else lambda: False)
+        yield forward
+        skipped = forward.finish()
+        if whole and not skipped:
             session.prefixes.keep(cache, parts, owner)
-        yield Prefilled(cache.length, total)
+        yield Prefilled(cache.length, total, cache.length - began if skipped else 0)
 
 
 def generate(
@@ -155,7 +169,9 @@ def generate(
     draw = _Draw(sampling, len(prompt), index, breaker, grammar, sequence_breakers)
     # 4. a forward a step, and of it as many tokens as were guessed; after each what must follow it, or a rewind
     while answer.has_room:
-        for logits in answer.forward():
+        forward = answer.forward()
+        yield forward
+        for logits in answer.rows(forward.logits):
             token = draw(answer.tokens, logits)
             done = breaker.drawn(logits, token) if breaker else None
             entry = None if top_logprobs is None else logprobs(logits, token, top_logprobs)
@@ -200,20 +216,24 @@ class _Answer:
         """Whether one more token may come."""
         return self._end < len(self._buffer)
 
-    def forward(self) -> Iterator[Logits]:
-        """Put what is not yet in the cache through the model, all of it at once, and a guess of what follows.
+    def forward(self) -> Forward:
+        """What is not yet in the cache, and a guess of what follows, to go through the model at once."""
+        cached, self._certain = self._cache.length, self._end
+        recovering = self._breaker is not None and self._breaker.recovering
+        self._guess = [] if recovering else self._drafts.propose(self.tokens, len(self._buffer) - self._end)
+        tokens = np.concatenate([self._buffer[cached : self._end], np.array(self._guess, np.int64)])
+        return Forward(self._session, self._cache, tokens, np.arange(self._certain - cached - 1, len(tokens)))
 
+    def rows(self, logits: Logits) -> Iterator[Logits]:
+        """Give out the rows of a forward.
+
+        Args:
+            logits: float32, shape (1 + tokens of the guess, vocabulary).
         Yields:
             The row from which the next token is drawn, float32, shape (vocabulary,); and again, as long as the tokens
             that were appended since are those of the guess.
         """
-        cached, self._certain = self._cache.length, self._end
-        recovering = self._breaker is not None and self._breaker.recovering
-        self._guess = guess = [] if recovering else self._drafts.propose(self.tokens, len(self._buffer) - self._end)
-        tokens = np.concatenate([self._buffer[cached : self._end], np.array(guess, np.int64)])
-        rows = np.arange(self._certain - cached - 1, len(tokens))
-        logits = self._session.forward(self._cache, tokens, rows)
-        added = 0
+        guess, added = self._guess, 0
         while self.has_room:
             yield logits[added]
             added = self._end - self._certain

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from appliance.engine.session import Cache
+    from appliance.engine.cache import Cache
 
 PART = 256
 """Tokens of a prompt that go through the model at once: the longest that a cancel or another caller waits."""
@@ -106,16 +106,23 @@ class Prefixes:
         return Held(len(self._kept), self._size, self._evicted)
 
     def restore(self, cache: "Cache", parts: Sequence[Part], owner: str) -> int:
-        """Fill an empty cache with the longest beginning of a prompt that is kept.
+        """Fill a cache with the longest beginning of a prompt that is kept.
 
+        Args:
+            cache: empty, or ends where a part does.
+            parts: all of the prompt's.
+            owner: whose prompt it is.
         Returns:
             Tokens that need not be computed: the end of some part, or 0.
         """
         found = list(itertools.takewhile(lambda part: (owner, part.digest) in self._kept, parts))
-        for part in found:
+        missing = [part for part in found if part.start >= cache.length]
+        if not missing or missing[0].start != cache.length:
+            return 0
+        for part in missing:
             cache.write(part.start, self._kept[owner, part.digest])
         self._touch(found, owner)
-        return found[-1].end if found else 0
+        return found[-1].end
 
     def keep(self, cache: "Cache", parts: Sequence[Part], owner: str) -> None:
         """Keep the last part that was put into a cache, if all before it is kept.

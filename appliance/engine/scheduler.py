@@ -1,13 +1,15 @@
-"""Who computes next: a few jobs side by side, a step each in turn, callers served in turn.
+"""Who computes next: a few jobs side by side, in one pass where that can be, callers served in turn.
 
-One thread owns all sessions, so no session is entered twice. A job is an iterator of steps; `running` jobs are active
-and get one step each, round after round, so that a short answer never waits for a long one. Waiting jobs are admitted
-caller by caller, not first come first served, so that nobody's pile delays another's single question. What does not
-fit is refused at once with an honest time to try again.
+One thread owns all sessions, so no session is entered twice. A job is an iterator of steps; `running` jobs are active.
+Each goes on until it waits for a `Forward`; when all of them do, their forwards are computed together, a token or a
+guess of each answer, and of the parts of prompts one: the longest that anybody waits for another's prompt is a part of
+it a token. Which one is the caller's turn whose last one is longest ago; of one caller's prompts the first is finished
+first. So jobs join and leave between two passes, and a short answer never waits for a long one.
+
+Waiting jobs are admitted caller by caller, not first come first served, so that nobody's pile delays another's single
+question. What does not fit is refused at once with an honest time to try again.
 
 The thread keeps a heartbeat: `silent_s` says how long it has had work and finished no step.
-
-What this does NOT do: make several rows of one batch. Steps of different jobs run one after the other.
 """
 
 import collections
@@ -20,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from appliance.engine.forward import Forward, compute
 from appliance.errors import Cancelled, InternalError, ShuttingDown, SkerryError, TooManyRequests
 from appliance.system.watchdog import Heartbeat
 
@@ -37,17 +40,19 @@ class Job(Generic[Step]):
 
     Attributes:
         caller: whose it is, for fairness and limits.
-        steps: each `next` computes one step.
-        emit: called in the scheduler's thread with every step, then once with None (done) or the error that ended it.
+        steps: each `next` goes one step; a `Forward` among them is computed before the next one, with others.
+        emit: called in the scheduler's thread with every other step, then once with None (done) or with the error that
+            ended it.
         cancelled: set it, and not one more step is computed.
     """
 
     caller: int
-    steps: Iterator[Step]
+    steps: Iterator[Forward | Step]
     emit: Callable[[Step | SkerryError | None], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
+    forward: Forward | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class Scheduler:
         self._lock = threading.Condition()
         self._active: list[Job[Any]] = []
         self._waiting: collections.OrderedDict[int, collections.deque[Job[Any]]] = collections.OrderedDict()
+        self._served: dict[int, int] = {}  # callers with active jobs: the pass of the last part of a prompt of theirs
+        self._passes = 0
         self._closing = False
         self._rejected = self._cancelled = self._finished = 0
         self._typical_s = _TYPICAL_S
@@ -160,8 +167,12 @@ class Scheduler:
                     break
                 self._admit()
                 active = list(self._active)
-            for job in active:
+            ready = [job for job in active if job.forward is None or job.cancelled.is_set()]
+            for job in ready:
                 self._step(job)
+                self._heartbeat.step()
+            if not ready:
+                self._compute(active)
                 self._heartbeat.step()
         for job in left:
             _emit(job, ShuttingDown("the daemon shut down before the answer was complete"))
@@ -175,6 +186,22 @@ class Scheduler:
             self._active.append(job)
             if queue:
                 self._waiting[caller] = queue  # at the end: the others come first
+
+    def _compute(self, jobs: list[Job[Any]]) -> None:
+        """Compute what the jobs wait for; of the parts of prompts one."""
+        forwards = {job: job.forward for job in jobs if job.forward is not None}
+        prompts = [job for job, forward in forwards.items() if forward.is_long]
+        if prompts:
+            self._passes += 1
+            chosen = min(prompts, key=lambda job: self._served.get(job.caller, 0))
+            self._served = {job.caller: self._served.get(job.caller, 0) for job in jobs}
+            self._served[chosen.caller] = self._passes
+            for job in prompts:
+                if job is not chosen:
+                    del forwards[job]
+        compute(forwards.values())
+        for job in forwards:
+            job.forward = None
 
     def _step(self, job: Job[Any]) -> None:
         if job.cancelled.is_set():
@@ -191,7 +218,10 @@ class Scheduler:
             log.error("defect in a job: %s\n%s", type(e).__name__, "".join(traceback.format_tb(e.__traceback__)))
             self._end(job, InternalError("the engine failed at this request", hint="the journal says where"))
         else:
-            _emit(job, step)
+            if isinstance(step, Forward):
+                job.forward = step
+            else:
+                _emit(job, step)
 
     def _end(self, job: Job[Any], outcome: SkerryError | None) -> None:
         close = getattr(job.steps, "close", None)

@@ -9,17 +9,18 @@ that was verified.
         cache = session.new_cache(capacity=1024)
         logits = session.forward(cache, np.array([1, 2, 3]))
 
-The key/value cache is one buffer a layer that is both the graph's past and its present input and output: a step
-appends a row and copies nothing. `cache.rewind` goes back, exactly.
+The key/value caches of all sequences lie in one buffer a layer (see `cache`), which is both the graph's past and its
+present input and output: a step appends a row and copies nothing. `cache.rewind` goes back, exactly. One pass may
+append to several caches, each by its own number of tokens; the graph's inputs are described in `forge.layers`.
 
-What this does NOT protect against: a session is not locked, so one thread at a time may call `forward`. And int8
-kernels give slightly different logits for the same tokens in chunks of another size; the same chunks always give the
-same logits.
+What this does NOT protect against: a session is not locked, so one thread at a time may call `forward`. And the same
+tokens in chunks of another size have slightly different logits, as the attention adds in another order and 8-bit
+activations round the difference up; the same chunks always have the same logits.
 
 Source: onnxruntime's contrib operators (GroupQueryAttention, MatMulNBits, GatherBlockQuantized) and its IOBinding.
 """
 
-import weakref
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,6 +29,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from appliance.decoding.sampling import Logits
+from appliance.engine.cache import Arena, Cache, promised_bytes
 from appliance.engine.prefixes import Prefixes
 from appliance.errors import CardMismatch, ContextTooLong, InternalError, OutOfMemory
 from appliance.models.card import Card
@@ -36,103 +38,38 @@ from appliance.models.package import DATA_FILE, MODEL_FILE, VerifiedModel
 from appliance.system.host import available_memory_bytes, usable_cpus
 
 CACHE_GRAIN = 128
-"""Caches are allocated in steps of this many tokens."""
+"""Caches are promised memory in steps of this many tokens."""
+
+SLOTS = 8
+"""Sequences that a session can hold at once, if nothing else is said."""
 
 MEMORY_RESERVE_BYTES = 64 << 20
 """Memory that an allocation must leave to the rest of the box."""
 
+_INPUTS = frozenset(
+    ["input_ids", "query_seqlens", "seqlens_k", "total_sequence_length", "padded_rows", "flat_rows", "logit_rows"]
+)
 _DTYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 10: np.float16}
-
-
-_CACHES: "weakref.WeakSet[Cache]" = weakref.WeakSet()
-"""Caches that are in use."""
-
-
-class Cache:
-    """Keys and values of the tokens seen so far, for one sequence.
-
-    Attributes:
-        length: tokens that are in the cache; lower it with `rewind`.
-        capacity: tokens that fit.
-    """
-
-    def __init__(self, binding: Any, buffers: dict[str, NDArray[np.float32]], capacity: int) -> None:
-        self.length = 0
-        self.capacity = capacity
-        self._binding = binding
-        self._buffers = buffers
-        _CACHES.add(self)
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory that the buffers take when every token is used."""
-        return sum(b.nbytes for b in self._buffers.values())
-
-    @property
-    def promised_bytes(self) -> int:
-        """Memory that was promised and is not taken yet: pages count for the kernel only once they are written."""
-        return self.size_bytes - self.bytes_of(self.length)
-
-    def addresses(self) -> dict[str, int]:
-        """Say where each buffer lies in memory; a step must not move it."""
-        return {name: b.ctypes.data for name, b in self._buffers.items()}
-
-    def bytes_of(self, tokens: int) -> int:
-        """Memory that the keys and values of so many tokens take."""
-        return self.size_bytes * tokens // self.capacity
-
-    def read(self, start: int, stop: int) -> list[NDArray[np.float32]]:
-        """Copy the keys and values of some tokens.
-
-        Raises:
-            ValueError: not all of them are in the cache.
-        """
-        if not 0 <= start <= stop <= self.length:
-            raise ValueError(f"cannot read tokens {start} to {stop} of a cache of {self.length}")
-        return [buffer[:, :, start:stop].copy() for buffer in self._buffers.values()]
-
-    def write(self, start: int, parts: list[NDArray[np.float32]]) -> None:
-        """Append the keys and values of some tokens, which `read` gave.
-
-        Args:
-            start: the number of tokens in the cache.
-            parts: as `read` has them, from a cache of the same session.
-        Raises:
-            ValueError: they do not begin at the cache's end, or do not fit.
-        """
-        stop = start + parts[0].shape[2]
-        if start != self.length or stop > self.capacity:
-            raise ValueError(f"cannot write tokens {start} to {stop} of a cache of {self.length} of {self.capacity}")
-        for buffer, part in zip(self._buffers.values(), parts, strict=True):
-            buffer[:, :, start:stop] = part
-        self.length = stop
-
-    def rewind(self, length: int) -> int:
-        """Forget every token from `length` on, exactly: the next logits are those of a cache that never held them.
-
-        Returns:
-            How many tokens are left. Keys and values go back to any length; a cache with recurrent state, which can
-            only go back to a snapshot, would be left with fewer.
-        Raises:
-            ValueError: `length` is not in [0, self.length].
-        """
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot rewind a cache of {self.length} tokens to {length}")
-        self.length = length
-        return length
 
 
 class Session:
     """One loaded model. Closing it gives the memory back."""
 
     def __init__(
-        self, model: VerifiedModel, threads: int | None = None, *, prefix_bytes: int = 0, draft_tokens: int = 0
+        self,
+        model: VerifiedModel,
+        threads: int | None = None,
+        *,
+        slots: int = SLOTS,
+        prefix_bytes: int = 0,
+        draft_tokens: int = 0,
     ) -> None:
         """Load a verified package.
 
         Args:
             model: stays open as long as the session; the session closes it.
             threads: of the matrix kernels; None: as many as this process may use processors.
+            slots: how many sequences there may be at once.
             prefix_bytes: what beginnings of prompts may take that are kept for the next ones.
             draft_tokens: how many tokens may be guessed and computed at once; 0 guesses none.
         Raises:
@@ -148,10 +85,10 @@ class Session:
         self._session, self._weights = _open_session(model, self.threads)
         model.recheck()
         model.release_pages()
-        self._caches = _cache_shapes(self._session, model.card)
+        self._arena = Arena(_cache_shapes(self._session, model.card), slots, model.card.context_length)
+        self._bindings: dict[tuple[int, int], Any] = {}
         self._vocabulary_size = model.card.vocabulary_size
-        self._one_row = np.zeros((1, self._vocabulary_size), np.float32)
-        self._one_row_value = ort.OrtValue.ortvalue_from_numpy(self._one_row)
+        self._step_logits = np.zeros((slots, self._vocabulary_size), np.float32)
 
     @property
     def card(self) -> Card:
@@ -165,14 +102,14 @@ class Session:
 
     def cache_bytes(self, capacity: int) -> int:
         """Memory that a cache of `capacity` tokens takes."""
-        return sum(4 * heads * capacity * dim for heads, dim in self._caches.values())
+        return self._arena.token_bytes * capacity
 
     def new_cache(self, capacity: int) -> Cache:
-        """Allocate an empty cache for up to `capacity` tokens, rounded up.
+        """Promise memory for up to `capacity` tokens, rounded up, and take a slot for them.
 
         Raises:
             ContextTooLong: more tokens than the model's context.
-            OutOfMemory: the box cannot give the memory.
+            OutOfMemory: the box cannot give the memory, or every slot is in use.
         """
         limit = self.card.context_length
         if capacity > limit:
@@ -184,16 +121,7 @@ class Session:
         except OutOfMemory:
             self.prefixes.shrink()  # what may be needed again goes before what is needed now
             require_memory(needed, what)
-        binding = self._session.io_binding()
-        buffers = {}
-        for name, (heads, dim) in self._caches.items():
-            # Zeroed pages cost nothing until a token is written to them.
-            buffer = np.zeros((1, heads, capacity, dim), np.float32)
-            value = ort.OrtValue.ortvalue_from_numpy(buffer)
-            binding.bind_ortvalue_input(name, value)
-            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
-            buffers[name] = buffer
-        return Cache(binding, buffers, capacity)
+        return Cache(self._arena, capacity)
 
     def forward(self, cache: Cache, tokens: NDArray[np.int64], rows: NDArray[np.int64] | None = None) -> Logits:
         """Append tokens to a cache and compute logits.
@@ -207,29 +135,73 @@ class Session:
         Raises:
             ContextTooLong: the cache has no room for n more tokens.
         """
-        count = len(tokens)
-        total = cache.length + count
-        if total > cache.capacity:
-            raise ContextTooLong(f"cannot append {count} tokens: {cache.length} of {cache.capacity} are used")
-        binding = cache._binding
-        binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens, np.int64).reshape(1, count))
-        binding.bind_cpu_input("seqlens_k", np.array([total - 1], np.int32))
-        binding.bind_cpu_input("total_sequence_length", np.array(total, np.int32))
-        wanted = np.array([count - 1], np.int64) if rows is None else np.ascontiguousarray(rows, np.int64)
-        binding.bind_cpu_input("logit_rows", wanted)
-        if len(wanted) == 1:
-            logits, value = self._one_row, self._one_row_value
-        else:
-            logits = np.empty((len(wanted), self._vocabulary_size), np.float32)
-            value = ort.OrtValue.ortvalue_from_numpy(logits)
-        binding.bind_ortvalue_output("logits", value)
+        return self.forward_together([(cache, tokens, np.array([len(tokens) - 1]) if rows is None else rows)])[0]
+
+    def forward_together(self, wanted: Sequence[tuple[Cache, NDArray[np.int64], NDArray[np.int64]]]) -> list[Logits]:
+        """Append tokens to several caches in one pass.
+
+        Args:
+            wanted: cache, tokens and rows as `forward` has them; each cache once.
+        Returns:
+            The logits of each; those of single tokens are valid until the next call.
+        Raises:
+            ContextTooLong: a cache has no room; nothing was computed.
+        """
+        for cache, tokens, _ in wanted:
+            if cache.length + len(tokens) > cache.capacity:
+                raise ContextTooLong(f"cannot append {len(tokens)} tokens: {cache.length} of {cache.capacity} are used")
+        # 1. which slots take part: a slot between them that has no tokens is left as it is
+        slots = [cache.slot for cache, _, _ in wanted]
+        first, end = min(slots), max(slots) + 1
+        counts, totals = np.zeros(end - first, np.int32), np.ones(end - first, np.int32)
+        starts = np.cumsum([0] + [len(tokens) for _, tokens, _ in wanted])
+        for cache, tokens, _ in wanted:
+            counts[cache.slot - first] = len(tokens)
+            totals[cache.slot - first] = cache.length + len(tokens)
+        # 2. where each token stands in the padded rows that the attention sees
+        longest = int(counts.max())
+        padded = np.zeros((end - first, longest), np.int64)
+        for (cache, tokens, _), start in zip(wanted, starts, strict=False):
+            padded[cache.slot - first, : len(tokens)] = np.arange(start, start + len(tokens))
+        rows_of = [(cache.slot - first) * longest + np.arange(len(tokens)) for cache, tokens, _ in wanted]
+        # 3. the pass
+        binding = self._binding(first, end)
+        inputs: dict[str, NDArray[Any]] = {
+            "input_ids": np.concatenate([tokens for _, tokens, _ in wanted], dtype=np.int64),
+            "query_seqlens": counts,
+            "seqlens_k": totals - 1,
+            "total_sequence_length": np.array(totals.max(), np.int32),
+            "padded_rows": padded,
+            "flat_rows": np.concatenate(rows_of, dtype=np.int64),
+            "logit_rows": np.concatenate([rows + s for (*_, rows), s in zip(wanted, starts, strict=False)]),
+        }
+        for name, value in inputs.items():
+            binding.bind_cpu_input(name, value)
+        number = len(inputs["logit_rows"])
+        # Rows of single tokens are read before the next step and need no memory of their own each time.
+        reused = longest == 1 and number <= len(self._step_logits)
+        logits = self._step_logits[:number] if reused else np.empty((number, self._vocabulary_size), np.float32)
+        binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
         self._session.run_with_iobinding(binding)
-        cache.length = total
-        return logits
+        for cache, tokens, _ in wanted:
+            cache.length += len(tokens)
+        return np.split(logits, np.cumsum([len(rows) for *_, rows in wanted])[:-1])
+
+    def _binding(self, first: int, end: int) -> Any:
+        """Bind the slots from `first` to `end`; made once for each pair."""
+        if (first, end) not in self._bindings:
+            binding = self._session.io_binding()
+            for name, buffer in self._arena.buffers.items():
+                value = ort.OrtValue.ortvalue_from_numpy(buffer[first:end])
+                binding.bind_ortvalue_input(name, value)
+                binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
+            self._bindings[first, end] = binding
+        return self._bindings[first, end]
 
     def close(self) -> None:
         """Give the weights back. Caches of this session must not be used any more."""
         self._session = None
+        self._bindings.clear()
         self.prefixes.shrink()
         self._weights.clear()
         self._model.close()
@@ -250,7 +222,7 @@ def require_memory(size_bytes: int, what: str) -> None:
         OutOfMemory: less than `size_bytes` and a reserve are available.
     """
     available = available_memory_bytes()
-    promised = sum(cache.promised_bytes for cache in list(_CACHES))
+    promised = promised_bytes()
     if available is not None and size_bytes + promised + MEMORY_RESERVE_BYTES > available:
         raise OutOfMemory(
             f"cannot {what}: it needs {size_bytes >> 20} MiB, {available >> 20} MiB are available"
@@ -295,9 +267,12 @@ def _cache_shapes(session: Any, card: Card) -> dict[str, tuple[int, int]]:
     """Read heads and width of every cache from the graph's own inputs."""
     inputs = {i.name: i.shape for i in session.get_inputs()}
     outputs = {o.name: o.shape for o in session.get_outputs()}
-    missing = {"input_ids", "seqlens_k", "total_sequence_length", "logit_rows"} - inputs.keys()
+    missing = _INPUTS - inputs.keys()
     if missing or "logits" not in outputs:
-        raise CardMismatch(f"cannot run {card.name}: its graph has no {', '.join(sorted(missing)) or 'logits'}")
+        raise CardMismatch(
+            f"cannot run {card.name}: its graph has no {', '.join(sorted(missing)) or 'logits'}",
+            hint="build the package again with this version of Skerry",
+        )
     if outputs["logits"][-1] != card.vocabulary_size:
         raise CardMismatch(
             f"cannot run {card.name}: its graph gives {outputs['logits'][-1]} logits, expected {card.vocabulary_size}"

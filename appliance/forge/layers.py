@@ -1,9 +1,15 @@
 """The pieces that the architectures share, as nodes of the graph contract between forge and engine.
 
-Inputs:   input_ids int64 [batch, sequence]
-          seqlens_k int32 [batch]             tokens in the cache after this run, less one
-          total_sequence_length int32 []      the longest row of the batch, after this run
-          logit_rows int64 [rows]             which positions get logits: flat indices into batch * sequence
+A run is one forward of several sequences. Their tokens stand one after the other, without padding; only the attention
+sees a row for each sequence, padded at its end.
+
+Inputs:   input_ids int64 [tokens]
+          query_seqlens int32 [batch]         how many of the tokens each sequence has; 0 leaves it as it is
+          seqlens_k int32 [batch]             tokens in its cache after this run, less one
+          total_sequence_length int32 []      the longest of them, after this run
+          padded_rows int64 [batch, sequence] where in `input_ids` each token of a row stands; anything in the padding
+          flat_rows int64 [tokens]            where in batch * sequence each token stands
+          logit_rows int64 [rows]             which tokens get logits
           past_key_values.{i}.key, .value     float32 [batch, kv_heads, capacity, head_dim]
 Outputs:  logits float32 [rows, vocabulary]
           present.{i}.key, .value             bound to the same buffers as the past: updated in place
@@ -44,7 +50,7 @@ class Layers:
         self._vocabulary = weights.shapes["token_embd.weight"][0]
 
     def embedding(self) -> str:
-        """Look the input tokens up: [batch, sequence, hidden]."""
+        """Look the input tokens up: [tokens, hidden]."""
         name, g = "token_embd.weight", self.graph
         if self._scheme == "f32":
             self._report(name)
@@ -69,8 +75,7 @@ class Layers:
     def head(self, x: str) -> None:
         """Compute `logits` for the rows that are asked for, and write the file."""
         g, hidden = self.graph, self.hyperparameters.hidden
-        flat = g.node("Reshape", [x, g.constant("shape.flat", np.array([-1, hidden], np.int64))])
-        rows = g.node("Gather", [flat, "logit_rows"])
+        rows = g.node("Gather", [x, "logit_rows"])
         name = "output.weight" if "output.weight" in self.weights.shapes else "token_embd.weight"
         if self._scheme == "f32":
             if name == "output.weight":
@@ -129,10 +134,10 @@ class Layers:
         return q, k, v
 
     def norm_heads(self, x: str, heads: int, name: str) -> str:
-        """RMS norm over every head: [batch, sequence, heads * head_dim], before the rotation."""
+        """RMS norm over every head: [tokens, heads * head_dim], before the rotation."""
         g, width = self.graph, self.hyperparameters.head_dim
-        apart = g.constant(f"shape.{heads}_heads", np.array([0, 0, heads, width], np.int64))
-        joined = g.constant(f"shape.{heads}_joined", np.array([0, 0, heads * width], np.int64))
+        apart = g.constant(f"shape.{heads}_heads", np.array([0, heads, width], np.int64))
+        joined = g.constant(f"shape.{heads}_joined", np.array([0, heads * width], np.int64))
         return g.node("Reshape", [self.norm(g.node("Reshape", [x, apart]), name), joined])
 
     def attention(self, layer: int, q: str, k: str = "", v: str = "") -> str:
@@ -141,11 +146,14 @@ class Layers:
         local = h.is_local(layer)
         theta = h.rope_theta_local if local and h.rope_theta_local is not None else h.rope_theta
         cos, sin = self._rotary(theta)
+        g, width = self.graph, h.heads * h.head_dim
+        qkv = [g.node("Gather", [part, "padded_rows"]) if part else "" for part in (q, k, v)]
         past = [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
+        unused = [""] * 7  # from position_ids to the norms of Q and K
         outputs = [f"attention.{layer}", f"present.{layer}.key", f"present.{layer}.value"]
-        self.graph.node_with_outputs(
+        g.node_with_outputs(
             "GroupQueryAttention",
-            [q, k, v, *past, "seqlens_k", "total_sequence_length", cos, sin],
+            [*qkv, *past, "seqlens_k", "total_sequence_length", cos, sin, *unused, "query_seqlens"],
             outputs,
             domain=MS,
             num_heads=h.heads,
@@ -154,7 +162,8 @@ class Layers:
             scale=h.attention_scale or float(h.head_dim**-0.5),
             local_window_size=h.sliding_window if local and h.sliding_window else -1,
         )
-        return outputs[0]
+        shape = g.constant(f"shape.{width}_flat", np.array([-1, width], np.int64))
+        return g.node("Gather", [g.node("Reshape", [outputs[0], shape]), "flat_rows"])
 
     def _rotary(self, theta: float) -> tuple[str, str]:
         """Tables of cosines and sines: [context_length, head_dim / 2] each; computed in float64."""
@@ -223,9 +232,12 @@ class Layers:
         h = self.hyperparameters
         shape = ("batch", h.kv_heads, "capacity", h.head_dim)
         return [
-            ints("input_ids", ("batch", "sequence"), bits=64),
+            ints("input_ids", ("tokens",), bits=64),
+            ints("query_seqlens", ("batch",), bits=32),
             ints("seqlens_k", ("batch",), bits=32),
             ints("total_sequence_length", (), bits=32),
+            ints("padded_rows", ("batch", "sequence"), bits=64),
+            ints("flat_rows", ("tokens",), bits=64),
             ints("logit_rows", ("rows",), bits=64),
             *(floats(name, shape) for name in self._cache("past_key_values")),
         ]

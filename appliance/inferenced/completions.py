@@ -22,6 +22,7 @@ from appliance.api.errors import error_body
 from appliance.api.routes import caller_of
 from appliance.config import Limits
 from appliance.engine.completion import CompletionRequest, Delta, complete
+from appliance.engine.forward import Forward
 from appliance.engine.generate import Prefilled
 from appliance.engine.scheduler import Job, Scheduler
 from appliance.errors import Cancelled, InternalError, SkerryError, TooManyRequests
@@ -178,7 +179,7 @@ class Completions:
         chunks = self._stream(run, shape, first, {"usage": None} if include_usage else {}, closing, body)
         return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
-    async def compute(self, request: Request, loaded: Loaded, steps: Iterator[Delta | Prefilled]) -> float:
+    async def compute(self, request: Request, loaded: Loaded, steps: Iterator[Delta | Forward | Prefilled]) -> float:
         """Have steps computed for as long as the caller waits.
 
         Returns:
@@ -211,7 +212,7 @@ class Completions:
             self.metrics.ended(name, e)
             raise
 
-    def _start(self, loaded: Loaded, steps: list[Iterator[Delta | Prefilled]], uid: int) -> Run:
+    def _start(self, loaded: Loaded, steps: list[Iterator[Delta | Forward | Prefilled]], uid: int) -> Run:
         loop, said = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Delta | SkerryError | None]]()
 
         def emitter(index: int) -> Callable[[Delta | Prefilled | SkerryError | None], None]:
@@ -232,7 +233,7 @@ class Completions:
 
             return emit
 
-        jobs = [Job(uid, one, emitter(index)) for index, one in enumerate(steps)]
+        jobs: list[Job[Delta | Prefilled]] = [Job(uid, one, emitter(index)) for index, one in enumerate(steps)]
         for _ in jobs:
             loaded.retain()
         try:

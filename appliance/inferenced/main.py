@@ -51,6 +51,7 @@ class Daemon:
             Path(config.models_dir),
             Path(config.keys_dir),
             config.threads,
+            slots=limits.running,
             prefix_bytes=config.prefixes.max_bytes,
             draft_tokens=config.drafts.max_tokens,
         )

@@ -18,7 +18,7 @@ from typing import Any
 
 from appliance.decoding.breaker import Words
 from appliance.decoding.grammar import Constraint, Grammar, Vocabulary, compile_grammar
-from appliance.engine.session import Session
+from appliance.engine.session import SLOTS, Session
 from appliance.errors import InvalidRequest, ModelNotFound, SkerryError, VerificationFailed, error_class
 from appliance.files import snapshot
 from appliance.models.package import TEMPLATE_FILE, TOKENIZER_FILE, VerifiedModel, open_verified
@@ -94,7 +94,14 @@ class ModelHost:
     """All models of one daemon, by name."""
 
     def __init__(
-        self, models_dir: Path, keys_dir: Path, threads: int | None, *, prefix_bytes: int = 0, draft_tokens: int = 0
+        self,
+        models_dir: Path,
+        keys_dir: Path,
+        threads: int | None,
+        *,
+        slots: int = SLOTS,
+        prefix_bytes: int = 0,
+        draft_tokens: int = 0,
     ) -> None:
         """Look at nothing yet.
 
@@ -102,13 +109,15 @@ class ModelHost:
             models_dir: installed packages.
             keys_dir: trusted keys; read anew at every load, so that a revoked key is refused from then on.
             threads: of each session.
+            slots: how many answers of each may be computed at once.
             prefix_bytes: what each may keep of prompts, see `engine.prefixes`.
             draft_tokens: how many tokens each may guess at once, see `engine.drafts`.
         """
         self.store = Store(models_dir)
         self._keys_dir = keys_dir
-        self._threads = threads
-        self._prefix_bytes, self._draft_tokens = prefix_bytes, draft_tokens
+        self._open = partial(
+            Session, threads=threads, slots=slots, prefix_bytes=prefix_bytes, draft_tokens=draft_tokens
+        )
         self._loaded: dict[str, Loaded] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._problems: dict[str, _Problem] = {}
@@ -215,7 +224,7 @@ class ModelHost:
             vocabulary = Vocabulary(
                 tokenizer.token_bytes, tokenizer.control, card.tokens.stop, partial(tokenizer.encode, bos=False)
             )
-            session = Session(model, self._threads, prefix_bytes=self._prefix_bytes, draft_tokens=self._draft_tokens)
+            session = self._open(model)
         except BaseException:
             model.close()
             raise

@@ -6,6 +6,7 @@ import pytest
 from appliance.decoding.breaker import Mode, Words
 from appliance.decoding.sampling import SamplingParams
 from appliance.engine.completion import CompletionRequest, Delta, complete
+from appliance.engine.forward import Forward
 from appliance.engine.generate import Prefilled
 from appliance.engine.prefixes import PART
 from tests.fakes.scripted import RuledSession, ScriptedSession
@@ -82,6 +83,9 @@ def test_a_step_is_one_forward() -> None:
     request = CompletionRequest(prompt=(1,) * (2 * PART + 10), sampling=GREEDY, max_tokens=8)
     steps = complete(session, BYTES, request)  # type: ignore[arg-type]
     for done in range(1, 7):
+        wanted = next(steps)
+        assert isinstance(wanted, Forward)
+        assert len(session.forwards) == done - 1
         step = next(steps)
         assert len(session.forwards) == done
         assert isinstance(step, Prefilled) == (done <= 3)

@@ -7,9 +7,11 @@ import pytest
 
 from appliance.decoding.sampling import SamplingParams
 from appliance.engine import session as sessions
+from appliance.engine.cache import Cache
+from appliance.engine.forward import Forward, compute
 from appliance.engine.generate import Prefilled, generate, prefill
 from appliance.engine.prefixes import PART, SHORTEST, Prefixes, parts_of
-from appliance.engine.session import Cache, Session
+from appliance.engine.session import Session
 from appliance.errors import OutOfMemory
 from tests.fakes import built_models
 
@@ -33,7 +35,12 @@ def session(built: built_models.BuiltModel) -> Iterator[Session]:
 def filled(session: Session, prompt: np.ndarray, owner: str = "", boundary: int = 0) -> tuple[Cache, int]:
     """Prefill a new cache; also how many tokens were restored."""
     cache = session.new_cache(1024)
-    return cache, sum(step.restored for step in prefill(session, cache, prompt, owner, boundary))
+    return cache, sum(step.restored for step in steps_of(session, cache, prompt, owner, boundary))
+
+
+def steps_of(session: Session, cache: Cache, prompt: np.ndarray, owner: str = "", boundary: int = 0) -> list[Prefilled]:
+    """Prefill a cache, each part alone."""
+    return [step for step in prefill(session, cache, prompt, owner, boundary) if isinstance(step, Prefilled)]
 
 
 def part_bytes(session: Session) -> int:
@@ -117,6 +124,25 @@ def test_parts_cover_a_prompt_but_for_its_last_token() -> None:
             assert len({part.digest for part in parts}) == len(parts)
 
 
+def test_a_part_that_another_prompt_brings_meanwhile_is_not_computed(session: Session) -> None:
+    """Of prompts that begin alike and wait for their turns, the first one computes the beginning for all."""
+    one, other = session.new_cache(1024), session.new_cache(1024)
+    waiting = [prefill(session, cache, prompt) for cache, prompt in ((one, PROMPT), (other, OTHER))]
+    forwards = [next(steps) for steps in waiting]
+    assert all(isinstance(forward, Forward) for forward in forwards)
+    compute(forwards[:1])  # type: ignore[arg-type]
+    assert next(waiting[0]) == Prefilled(PART, len(PROMPT) - 1)
+    compute(forwards[1:])  # type: ignore[arg-type]
+    assert next(waiting[1]) == Prefilled(PART, len(OTHER) - 1, restored=PART)
+    for a, b in zip(one.read(0, PART), other.read(0, PART), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for _ in waiting[1]:
+        pass
+    fresh, _ = filled(session, OTHER, "nobody")
+    for a, b in zip(other.read(0, other.length), fresh.read(0, fresh.length), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_an_owner_finds_only_its_own(session: Session) -> None:
     """Another one's prompt is computed as if nothing were kept."""
     filled(session, PROMPT, "uid 1000")
@@ -175,7 +201,7 @@ def test_only_parts_that_every_prompt_has_are_kept(session: Session) -> None:
     """What was computed in other parts, or by an answer, would not be the same to the bit."""
     cache = session.new_cache(1024)
     session.forward(cache, PROMPT[:100])
-    list(prefill(session, cache, PROMPT))
+    steps_of(session, cache, PROMPT)
     assert session.prefixes.held.parts == 0
     cache = session.new_cache(1024)
     for _ in generate(session, PROMPT[:200], SamplingParams(temperature=0), max_tokens=100, cache=cache):
@@ -194,7 +220,7 @@ def test_pages_go_before_an_answer_is_refused(session: Session, monkeypatch: pyt
     def available() -> int:
         return room - session.prefixes.held.size_bytes
 
-    monkeypatch.setattr(sessions, "_CACHES", set())
+    monkeypatch.setattr(sessions, "promised_bytes", int)
     monkeypatch.setattr(sessions, "available_memory_bytes", available)
     assert held
     session.new_cache(512)
@@ -206,11 +232,11 @@ def test_pages_go_before_an_answer_is_refused(session: Session, monkeypatch: pyt
 def test_the_first_step_says_what_was_restored(session: Session) -> None:
     """Then the rest, part by part."""
     filled(session, PROMPT)
-    steps = list(prefill(session, session.new_cache(1024), PROMPT))
+    steps = steps_of(session, session.new_cache(1024), PROMPT)
     total = len(PROMPT) - 1
     assert steps == [Prefilled(total, total, restored=total)]
     other = np.append(PROMPT[: 2 * PART], PROMPT[:300])
-    steps = list(prefill(session, session.new_cache(1024), other))
+    steps = steps_of(session, session.new_cache(1024), other)
     ends = (3 * PART, len(other) - 1)
     assert steps == [Prefilled(2 * PART, ends[-1], restored=2 * PART), *(Prefilled(end, ends[-1]) for end in ends)]
 

@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
+from appliance.engine.forward import Forward
 from appliance.engine.scheduler import Job, Scheduler
 from appliance.errors import Cancelled, ContextTooLong, InternalError, ShuttingDown, TooManyRequests
 
@@ -242,3 +244,78 @@ def test_dead_thread_is_silent_for_ever() -> None:
     assert scheduler.silent_s() == math.inf
     scheduler.close()
     assert scheduler.silent_s() < math.inf
+
+
+class Passes:
+    """Stands in for a session: notes which caches each pass was for, and takes a moment."""
+
+    def __init__(self) -> None:
+        self.passes: list[list[str]] = []
+
+    def forward_together(self, wanted: list[tuple[str, np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        self.passes.append([cache for cache, _, _ in wanted])
+        return [np.zeros((len(rows), 3), np.float32) for *_, rows in wanted]
+
+    def answer(self, name: str, parts: int, tokens: int, gate: threading.Event | None = None) -> Iterator[str]:
+        """An answer's steps: parts of its prompt, then tokens."""
+        if gate:
+            gate.wait(10)
+        for count in [64] * parts + [1] * tokens:
+            forward = Forward(self, name, np.zeros(count, np.int64), np.array([0]))  # type: ignore[arg-type]
+            yield forward  # type: ignore[misc]
+            assert not forward.finish()
+            yield name
+
+
+def run_together(*answers: tuple[int, str, int, int]) -> tuple[Passes, list[Collected]]:
+    """Run answers that begin at once: caller, name, parts of the prompt, tokens."""
+    scheduler, session, gate = Scheduler(running=8, queued=8, per_caller=8), Passes(), threading.Event()
+    try:
+        found = []
+        hold = submit(scheduler, 99, blocked(gate))[1]
+        for caller, name, parts, tokens in answers:
+            found.append(submit(scheduler, caller, session.answer(name, parts, tokens, gate))[1])
+        gate.set()
+        assert all(c.done.wait(10) for c in [*found, hold])
+    finally:
+        scheduler.close()
+    assert [c.outcome for c in found] == [None] * len(found)
+    return session, found
+
+
+def test_tokens_of_several_answers_are_one_pass() -> None:
+    """They join and leave between two passes, and each gets its steps."""
+    session, found = run_together((1, "a", 0, 3), (1, "b", 0, 1), (2, "c", 0, 2))
+    assert [sorted(one) for one in session.passes] == [["a", "b", "c"], ["a", "c"], ["a"]]
+    assert [c.steps for c in found] == [["a"] * 3, ["b"], ["c"] * 2]
+
+
+def test_a_pass_has_one_part_of_a_prompt() -> None:
+    """Others get a token for each part of it; of one caller's prompts the first is finished first."""
+    session, _ = run_together((1, "a", 0, 4), (1, "b", 2, 1), (1, "c", 2, 0))
+    assert [name for one in session.passes for name in one if name != "a"] == ["b", "b", "b", "c", "c"]
+    assert session.passes.count(["a"]) == 3
+    assert session.passes.count(["a", "b"]) == 1, "the answer goes on as soon as its prompt is done"
+
+
+def test_callers_take_turns_with_their_prompts() -> None:
+    """One caller's many prompts do not keep another's waiting."""
+    session, _ = run_together((1, "a", 2, 0), (1, "b", 2, 0), (1, "c", 2, 0), (2, "d", 2, 0))
+    order = [name for one in session.passes for name in one]
+    assert order == ["a", "d", "a", "d", "b", "b", "c", "c"]
+
+
+def test_a_prompt_that_waits_can_be_cancelled() -> None:
+    """Without one part of it being computed."""
+    scheduler, session, gate = Scheduler(running=8, queued=8, per_caller=8), Passes(), threading.Event()
+    try:
+        first = submit(scheduler, 1, session.answer("a", 3, 0, gate))[1]
+        job, second = submit(scheduler, 1, session.answer("b", 3, 0))
+        job.cancelled.set()
+        gate.set()
+        assert first.done.wait(10)
+        assert second.done.wait(10)
+    finally:
+        scheduler.close()
+    assert isinstance(second.outcome, Cancelled)
+    assert session.passes == [["a"]] * 3

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from appliance.decoding.sampling import SamplingParams
+from appliance.engine.cache import Cache
 from appliance.engine.generate import Token, generate
 from appliance.engine.prefixes import PART
-from appliance.engine.session import Cache, Session
+from appliance.engine.session import Session
 from appliance.errors import CardMismatch, ContextTooLong, DigestMismatch, OutOfMemory
 from appliance.models.package import DATA_FILE, VerifiedModel
 from tests.fakes import built_models
@@ -71,17 +72,40 @@ def test_rewound_cache_equals_a_fresh_one(session: Session) -> None:
 def test_cache_is_written_in_place(session: Session) -> None:
     """A step writes its own row into the buffers that were bound, and leaves the others alone: nothing is copied."""
     cache = session.new_cache(64)
-    addresses = cache.addresses()
     session.forward(cache, TOKENS[:6])
-    before = {name: b.copy() for name, b in cache._buffers.items()}
+    before = [b.copy() for b in cache._buffers]
     session.forward(cache, TOKENS[6:7])
-    assert cache.addresses() == addresses
-    outputs = [o for o in cache._binding.get_outputs() if o.shape()[-2] == cache.capacity]
-    assert {o.data_ptr() for o in outputs} == set(addresses.values())
-    for name, buffer in cache._buffers.items():
-        np.testing.assert_array_equal(buffer[:, :, :6], before[name][:, :, :6])
-        assert buffer[:, :, 6].any()
-        assert not buffer[:, :, 7:].any()
+    bound = {o.data_ptr() for o in session._binding(cache.slot, cache.slot + 1).get_outputs()}
+    assert {b.ctypes.data for b in cache._buffers} < bound
+    for buffer, earlier in zip(cache._buffers, before, strict=True):
+        np.testing.assert_array_equal(buffer[:, :6], earlier[:, :6])
+        assert buffer[:, 6].any()
+        assert not buffer[:, 7:].any()
+
+
+def test_a_slot_that_is_given_back_is_empty(session: Session) -> None:
+    """What one caller asked is not left for the next; the lowest free slot comes first."""
+    first, second = session.new_cache(64), session.new_cache(64)
+    assert (first.slot, second.slot) == (0, 1)
+    logits_of(session, first, 12)
+    logits_of(session, second, 12)
+    kept = [b.copy() for b in second._buffers]
+    del first
+    third = session.new_cache(64)
+    assert third.slot == 0
+    assert not any(b.any() for b in third._buffers)
+    for buffer, before in zip(second._buffers, kept, strict=True):
+        np.testing.assert_array_equal(buffer, before)
+
+
+def test_more_sequences_than_slots_are_refused(built: BuiltModel) -> None:
+    """And one that ends makes room for the next."""
+    with Session(built.open(), 1, slots=2) as session:
+        held = [session.new_cache(64) for _ in range(2)]
+        with pytest.raises(OutOfMemory, match="all 2 are in use"):
+            session.new_cache(64)
+        held.pop()
+        session.new_cache(64)
 
 
 def test_two_caches_do_not_see_each_other(session: Session) -> None:

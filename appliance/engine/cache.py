@@ -1,0 +1,166 @@
+"""Keys and values of the sequences that are being computed: one buffer a layer, a slot in it for each sequence.
+
+    arena = Arena({"past_key_values.0.key": (heads, width), ...}, slots=8, capacity=8192)
+    cache = Cache(arena, capacity=1024)         # takes the lowest free slot; its end gives it back
+    cache.rewind(length)
+
+That the caches of a model lie side by side is what lets one forward compute several sequences without copying any.
+The buffers are as long as the model's context, but memory is taken only for tokens that were written, and a slot that
+becomes free gives its pages back to the kernel: what one caller asked is not left for the next.
+
+A graph may also convolve over the last tokens; what goes into those convolutions is kept for every token just like
+keys and values (see `session`), so any cache goes back to any length, exactly.
+"""
+
+import heapq
+import mmap
+import weakref
+
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.errors import OutOfMemory
+
+_MAP_NORESERVE = 0x4000  # Linux; the mmap module names it from Python 3.13 on
+
+_CACHES: "weakref.WeakSet[Cache]" = weakref.WeakSet()
+"""Caches that are in use."""
+
+
+def promised_bytes() -> int:
+    """Memory that caches in use may still take."""
+    return sum(cache.promised_bytes for cache in list(_CACHES))
+
+
+class Arena:
+    """The buffers of one model.
+
+    Attributes:
+        buffers: float32, shape (slots, heads, capacity, width), by the name of the graph's input.
+        capacity: tokens that a slot can hold.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, int]], slots: int, capacity: int) -> None:
+        """Reserve addresses; no memory is taken yet.
+
+        Args:
+            shapes: heads and width of each buffer.
+            slots: how many sequences there may be at once.
+            capacity: tokens that each may have.
+        """
+        self.capacity, self.slots = capacity, slots
+        self._maps: list[tuple[mmap.mmap, int]] = []
+        self.buffers: dict[str, NDArray[np.float32]] = {}
+        for name, (heads, width) in shapes.items():
+            slot_bytes = 4 * heads * capacity * width
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+            memory = mmap.mmap(-1, slots * slot_bytes, flags=flags)
+            self._maps.append((memory, slot_bytes))
+            self.buffers[name] = np.frombuffer(memory, np.float32).reshape(slots, heads, capacity, width)
+        self._free = list(range(slots))
+
+    @property
+    def token_bytes(self) -> int:
+        """Memory that one token takes."""
+        return sum(slot_bytes for _, slot_bytes in self._maps) // self.capacity
+
+    def take(self) -> int:
+        """Take the lowest free slot, so that slots in use lie close together.
+
+        Raises:
+            OutOfMemory: there is none.
+        """
+        if not self._free:
+            raise OutOfMemory(
+                f"cannot hold one more sequence: all {self.slots} are in use",
+                hint="wait for an answer to end, or raise limits.running",
+            )
+        return heapq.heappop(self._free)
+
+    def give_back(self, slot: int) -> None:
+        """Free a slot and its memory."""
+        for memory, slot_bytes in self._maps:
+            start = -(-slot * slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+            end = (slot + 1) * slot_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+            if end > start:
+                memory.madvise(mmap.MADV_DONTNEED, start, end - start)
+        heapq.heappush(self._free, slot)
+
+
+class Cache:
+    """Keys and values of the tokens seen so far, for one sequence.
+
+    Attributes:
+        slot: where in the arena.
+        length: tokens that are in the cache; lower it with `rewind`.
+        capacity: tokens that fit.
+    """
+
+    def __init__(self, arena: Arena, capacity: int) -> None:
+        """Take a slot, until nobody holds the cache any more.
+
+        Raises:
+            OutOfMemory: there is no free slot.
+        """
+        self.slot = arena.take()
+        self.length = 0
+        self.capacity = capacity
+        self._token_bytes = arena.token_bytes
+        self._buffers = [buffer[self.slot] for buffer in arena.buffers.values()]
+        weakref.finalize(self, arena.give_back, self.slot).atexit = False
+        _CACHES.add(self)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the cache takes when every token is used."""
+        return self.bytes_of(self.capacity)
+
+    @property
+    def promised_bytes(self) -> int:
+        """Memory that was promised and is not taken yet: pages count for the kernel only once they are written."""
+        return self.bytes_of(self.capacity - self.length)
+
+    def bytes_of(self, tokens: int) -> int:
+        """Memory that the keys and values of so many tokens take."""
+        return self._token_bytes * tokens
+
+    def read(self, start: int, stop: int) -> list[NDArray[np.float32]]:
+        """Copy the keys and values of some tokens.
+
+        Returns:
+            float32, shape (heads, stop - start, width) each.
+        Raises:
+            ValueError: not all of them are in the cache.
+        """
+        if not 0 <= start <= stop <= self.length:
+            raise ValueError(f"cannot read tokens {start} to {stop} of a cache of {self.length}")
+        return [buffer[:, start:stop].copy() for buffer in self._buffers]
+
+    def write(self, start: int, parts: list[NDArray[np.float32]]) -> None:
+        """Append the keys and values of some tokens, which `read` gave.
+
+        Args:
+            start: the number of tokens in the cache.
+            parts: as `read` has them, from a cache of the same session.
+        Raises:
+            ValueError: they do not begin at the cache's end, or do not fit.
+        """
+        stop = start + parts[0].shape[1]
+        if start != self.length or stop > self.capacity:
+            raise ValueError(f"cannot write tokens {start} to {stop} of a cache of {self.length} of {self.capacity}")
+        for buffer, part in zip(self._buffers, parts, strict=True):
+            buffer[:, start:stop] = part
+        self.length = stop
+
+    def rewind(self, length: int) -> int:
+        """Forget every token from `length` on, exactly: the next logits are those of a cache that never held them.
+
+        Returns:
+            How many tokens are left.
+        Raises:
+            ValueError: `length` is not in [0, self.length].
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot rewind a cache of {self.length} tokens to {length}")
+        self.length = length
+        return length

@@ -1,0 +1,143 @@
+"""Several sequences in one pass: each has the logits that it has alone."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from appliance.engine.cache import Cache
+from appliance.engine.forward import Forward, compute
+from appliance.engine.session import Session
+from appliance.errors import ContextTooLong
+from tests.fakes import built_models
+
+rng = np.random.default_rng(11)
+LENGTHS = (70, 3, 31, 1, 12)
+PROMPTS = [rng.integers(3, 300, n) for n in LENGTHS]
+LAST = np.array([0])
+
+# name | how many tokens each of the five sequences gets in one pass; 0: it is left out
+PASSES = [
+    ("one token each", (1, 1, 1, 1, 1)),
+    ("some left out", (1, 0, 0, 1, 0)),
+    ("guesses", (4, 2, 13, 3, 2)),
+    ("guesses, some left out", (0, 5, 0, 2, 0)),
+    ("a part of a prompt and guesses", (2, 64, 5, 0, 3)),
+]
+
+
+@pytest.fixture(scope="module", params=[("llama", "f32"), ("llama", "q8"), ("gemma3", "f32"), ("gemma3", "q8")])
+def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    built = built_models.tiny(tmp_path_factory.mktemp("tiny") / "box", *request.param)
+    with Session(built.open(), 1, slots=16) as session:
+        yield session
+
+
+def filled(session: Session) -> list[Cache]:
+    caches = [session.new_cache(256) for _ in PROMPTS]
+    for cache, prompt in zip(caches, PROMPTS, strict=True):
+        session.forward(cache, prompt)
+    return caches
+
+
+def tokens_for(counts: tuple[int, ...], salt: int) -> list[np.ndarray]:
+    return [np.random.default_rng([salt, i]).integers(3, 300, n) for i, n in enumerate(counts)]
+
+
+@pytest.mark.parametrize("counts", [p[1] for p in PASSES], ids=[p[0] for p in PASSES])
+def test_together_is_alone(session: Session, counts: tuple[int, ...]) -> None:
+    """Twice in a row, so that what the first pass wrote is read by the second one."""
+    alone, together = filled(session), filled(session)
+    for salt in range(2):
+        tokens = tokens_for(counts, salt)
+        taking = [i for i, n in enumerate(counts) if n]
+        rows = [np.arange(counts[i]) for i in taking]
+        found = session.forward_together([(together[i], tokens[i], r) for i, r in zip(taking, rows, strict=True)])
+        for i, r, logits in zip(taking, rows, found, strict=True):
+            kept = logits.copy()
+            np.testing.assert_array_equal(kept, session.forward(alone[i], tokens[i], r))
+    for a, b in zip(alone, together, strict=True):
+        assert a.length == b.length
+        for mine, other in zip(a.read(0, a.length), b.read(0, b.length), strict=True):
+            np.testing.assert_array_equal(mine, other)
+
+
+def test_sequences_join_and_leave(session: Session) -> None:
+    """A sequence that is in some passes and not in others ends where it ends alone; so does a rewound one."""
+    alone, together = filled(session), filled(session)
+    steps = tokens_for((6,) * 5, 7)
+    for at in range(6):
+        taking = [i for i in range(5) if (at + i) % 3]
+        session.forward_together([(together[i], steps[i][at : at + 1], LAST) for i in taking])
+        if at == 3:
+            together[0].rewind(LENGTHS[0])
+    for i in range(5):
+        taken = [at for at in range(6) if (at + i) % 3 and not (i == 0 and at <= 3)]
+        for at in taken:
+            session.forward(alone[i], steps[i][at : at + 1])
+        last = np.array([17])
+        expected = session.forward(alone[i], last).copy()
+        np.testing.assert_array_equal(session.forward(together[i], last), expected)
+
+
+def test_a_full_cache_stops_the_pass_before_it_begins(session: Session) -> None:
+    """Nobody's cache is changed."""
+    small, large = session.new_cache(128), session.new_cache(256)
+    session.forward(small, rng.integers(3, 300, 128))
+    with pytest.raises(ContextTooLong):
+        session.forward_together([(large, np.array([5]), LAST), (small, np.array([5]), LAST)])
+    assert (small.length, large.length) == (128, 0)
+
+
+def test_forwards_of_an_error_are_computed_alone(session: Session) -> None:
+    """The error is the one answer's; the others get their logits."""
+    small, large = session.new_cache(128), session.new_cache(256)
+    session.forward(small, rng.integers(3, 300, 128))
+    wrong, right = (Forward(session, cache, np.array([5]), LAST) for cache in (small, large))
+    compute([wrong, right])
+    assert right.logits.shape == (1, session.card.vocabulary_size)
+    assert large.length == 1
+    with pytest.raises(ContextTooLong):
+        wrong.finish()
+
+
+def test_single_tokens_and_guesses_go_apart(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two passes, as the attention computes a single token in another way; each session has passes of its own."""
+    passes: list[list[int]] = []
+    whole = session.forward_together
+    monkeypatch.setattr(
+        session, "forward_together", lambda wanted: passes.append([len(t) for _, t, _ in wanted]) or whole(wanted)
+    )
+    caches = filled(session)
+    passes.clear()
+    counts = (1, 4, 1, 64, 1)
+    forwards = [
+        Forward(session, cache, tokens, LAST) for cache, tokens in zip(caches, tokens_for(counts, 3), strict=True)
+    ]
+    compute(forwards)
+    assert sorted(passes) == [[1, 1, 1], [4, 64]]
+    assert not any(forward.finish() for forward in forwards)
+    assert sorted(passes) == [[1, 1, 1], [4, 64]], "nothing is computed twice"
+
+
+def test_smollm2_together_is_alone_in_8_bits() -> None:
+    """The real weights, whose rounding of activations would show any difference; to the bit on these processors."""
+    if "avx512_vnni" in Path("/proc/cpuinfo").read_text():
+        pytest.skip("not run: bit-identity of batches was never seen on a processor with VNNI")
+    with Session(built_models.smollm2().open(), 2) as session:
+        prompts = [rng.integers(100, 40_000, n) for n in (40, 130, 90, 7)]
+        caches = [session.new_cache(256) for _ in prompts]
+        for cache, prompt in zip(caches, prompts, strict=True):
+            session.forward(cache, prompt)
+        for step in ((1, 1, 1, 1), (3, 6, 2, 9), (1, 1, 1, 1)):
+            tokens = [rng.integers(100, 40_000, n) for n in step]
+            wanted = list(zip(caches, tokens, [np.arange(n) for n in step], strict=True))
+            together = [one.copy() for one in session.forward_together(wanted)]
+            for cache, count in zip(caches, step, strict=True):
+                cache.rewind(cache.length - count)
+            alone = [session.forward(*one).copy() for one in wanted]
+            for a, b in zip(alone, together, strict=True):
+                np.testing.assert_array_equal(a, b)
+        assert all(np.abs(a - b).max() > 1 for a, b in pairwise(alone))  # they are different sequences
