@@ -57,8 +57,9 @@ def markdown(report: Report) -> str:
         f"Machine: {report.machine}.\nSoftware: {report.software}.",
         *(f"Not run: {why}." for why in report.not_run),
     ]
-    if report.runs:
+    if report.runs or report.peers:
         parts += ["### Answers", _answers(report), *(_effect(run) for run in report.runs)]
+    if report.runs:
         parts += [_families(report.runs)]
     if report.replayed:
         parts += ["### Legitimate documents", *(_corpus(name, docs) for name, docs in report.replayed.items())]
