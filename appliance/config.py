@@ -79,9 +79,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     socket: str
     """The Unix socket to listen on, when systemd does not pass one."""
     preload: tuple[str, ...] = ()
-    """Models to verify and load before the daemon says that it is ready."""
+    """Models to verify and load before the daemon says that it is ready; they stay in memory."""
     threads: int | None = None
-    """Threads of the engine; none: the processors that this process may use."""
+    """Threads of the engine; none: the cores that this process may use."""
     limits: Limits = Limits()
     preferences: Preferences = Preferences()
     prefixes: Prefixes = Prefixes()

@@ -110,17 +110,19 @@ class Completions:
         """POST /v1/chat/completions."""
         body = await self._read(request, ChatRequest)
         loaded = await self.host.get(body.model, chat=True)
-        prepared = await self.prepare(request, lambda: prepare_chat(body, loaded))
-        shape = Shape(loaded, chat=True, logprobs=bool(body.logprobs), plan=prepared.plan)
-        return await self._answer(request, body, loaded, prepared.jobs, shape)
+        with loaded.in_use():
+            prepared = await self.prepare(request, lambda: prepare_chat(body, loaded))
+            shape = Shape(loaded, chat=True, logprobs=bool(body.logprobs), plan=prepared.plan)
+            return await self._answer(request, body, loaded, prepared.jobs, shape)
 
     async def text(self, request: Request) -> Response:
         """POST /v1/completions."""
         body = await self._read(request, TextRequest)
         loaded = await self.host.get(body.model)
-        prepared = await self.prepare(request, lambda: prepare_text(body, loaded))
-        shape = Shape(loaded, chat=False, logprobs=body.logprobs is not None, plan=prepared.plan)
-        return await self._answer(request, body, loaded, prepared.jobs, shape)
+        with loaded.in_use():
+            prepared = await self.prepare(request, lambda: prepare_text(body, loaded))
+            shape = Shape(loaded, chat=False, logprobs=body.logprobs is not None, plan=prepared.plan)
+            return await self._answer(request, body, loaded, prepared.jobs, shape)
 
     async def prepare(self, request: Request, make: Callable[[], T]) -> T:
         """Tokenize a request in turn, within the caller's limit.

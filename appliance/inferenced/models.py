@@ -1,16 +1,18 @@
 """Models in memory: loaded on demand, verified at every load, kept while somebody uses them.
 
-A refusal is remembered until the package or the keys change.
-
-What this does NOT do: unload the least used model by itself when memory is short; it refuses to load another one.
+A refusal is remembered until the package or the keys change. Where memory is short for one more, the models that nobody
+uses now make room, the one that was asked for longest ago first; those that the configuration preloads stay.
 """
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import datetime
+import logging
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,13 +21,22 @@ from typing import Any
 from appliance.decoding.breaker import Words
 from appliance.decoding.grammar import Constraint, Grammar, Vocabulary, compile_grammar
 from appliance.engine.session import SLOTS, Session
-from appliance.errors import InvalidRequest, ModelNotFound, SkerryError, VerificationFailed, error_class
+from appliance.errors import (
+    InvalidRequest,
+    ModelNotFound,
+    OutOfMemory,
+    SkerryError,
+    VerificationFailed,
+    error_class,
+)
 from appliance.files import snapshot
 from appliance.models.package import TEMPLATE_FILE, TOKENIZER_FILE, VerifiedModel, open_verified
 from appliance.models.store import Store
 from appliance.models.template import ChatTemplate
 from appliance.models.tokenizer import Tokenizer
 from appliance.trust.keys import KeySet
+
+log = logging.getLogger("skerry.inferenced")
 
 KEPT_GRAMMARS = 32
 """Grammars of each model that stay compiled."""
@@ -44,6 +55,8 @@ class Loaded:
     loaded_at: datetime.datetime
     load_s: float
     requests: int = 0
+    pinned: bool = False
+    used_at: float = field(default_factory=time.monotonic)
     _users: int = 1  # the host is one
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _grammars: collections.OrderedDict[Constraint, Grammar] = field(default_factory=collections.OrderedDict)
@@ -65,12 +78,27 @@ class Loaded:
                 self._grammars.popitem(last=False)
         return grammar
 
+    @property
+    def idle(self) -> bool:
+        """Whether no job uses it."""
+        return self._users == 1
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep it while a request is prepared, before there is a job."""
+        self.retain()
+        try:
+            yield
+        finally:
+            self.release()
+
     def retain(self) -> None:
         """Keep the session open for a job."""
         with self._lock:
             if self._users == 0:
                 raise ModelNotFound(f"cannot use {self.name}: it was unloaded just now", hint="send the request again")
             self._users += 1
+            self.used_at = time.monotonic()
 
     def release(self) -> None:
         """Give it back; the last one closes the session."""
@@ -129,12 +157,13 @@ class ModelHost:
         return dict(self._loaded)
 
     def preload(self, name: str) -> Loaded:
-        """Load a model before the event loop runs.
+        """Load a model before the event loop runs; it stays until an operator unloads it.
 
         Raises:
             as `get`.
         """
         self._loaded[name] = self._load(name)
+        self._loaded[name].pinned = True
         return self._loaded[name]
 
     async def get(self, name: str | None, *, chat: bool = False) -> Loaded:
@@ -157,7 +186,7 @@ class ModelHost:
                 seen = self._seen(name)  # before the work: a change during it is a change
                 self._refuse_again(name, seen)
                 try:
-                    self._loaded[name] = await asyncio.to_thread(self._load, name)
+                    self._loaded[name] = await self._load_in_room(name)
                 except SkerryError as e:
                     self._problems[name] = _Problem(e.kind, e.message, e.hint)
                     if isinstance(e, VerificationFailed):
@@ -165,6 +194,23 @@ class ModelHost:
                     raise
                 self._problems.pop(name, None)
             return self._loaded[name]
+
+    async def _load_in_room(self, name: str) -> Loaded:
+        """Load a model; where memory is short, in the room of models that nobody uses now.
+
+        Raises:
+            OutOfMemory: all that are left are in use, or stay.
+        """
+        while True:
+            try:
+                return await asyncio.to_thread(self._load, name)
+            except OutOfMemory:
+                idle = [one for one in self._loaded.values() if one.idle and not one.pinned]
+                if not idle:
+                    raise
+                least = min(idle, key=lambda one: one.used_at)
+                log.info("unloading %s, to make room for %s", least.name, name)
+                self.unload(least.name)
 
     def _refuse_again(self, name: str, seen: object) -> None:
         """A package that was refused stays so until it or the keys change: no caller can have it hashed over and over.

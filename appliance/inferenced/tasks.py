@@ -75,18 +75,21 @@ class TaskRoutes:
         loaded = await self._completions.host.get(
             body.model or task.model, chat=task.prompt.form == "chat" and body.model is None and task.model is None
         )
-        requests = await self._completions.prepare(request, lambda: _requests(task, body.input, loaded))
-        context = Context(input=body.input, sources=body.sources)
-        best = BestOf(tasks.judges(task), context)
-        finished: list[Finished] = []
+        with loaded.in_use():
+            requests = await self._completions.prepare(request, lambda: _requests(task, body.input, loaded))
+            context = Context(input=body.input, sources=body.sources)
+            best = BestOf(tasks.judges(task), context)
+            finished: list[Finished] = []
 
-        def enough(one: Finished) -> bool:
-            finished.append(one)
-            return best.offer(_candidate(task, one, context))
+            def enough(one: Finished) -> bool:
+                finished.append(one)
+                return best.offer(_candidate(task, one, context))
 
-        owner = self._completions.owner(request)
-        steps = complete_until(loaded.session, loaded.words, [replace(one, owner=owner) for one in requests], enough)
-        queue_s = await self._completions.compute(request, loaded, steps)
+            owner = self._completions.owner(request)
+            steps = complete_until(
+                loaded.session, loaded.words, [replace(one, owner=owner) for one in requests], enough
+            )
+            queue_s = await self._completions.compute(request, loaded, steps)
         self._completions.metrics.completed(loaded.name, [one.usage for one in finished], queue_s)
         winner = best.best()
         if self._completions.preferences is not None and body.store is not False:

@@ -6,12 +6,25 @@ All of them are best effort: a value that cannot be read is None or empty, never
 import os
 from pathlib import Path
 
+_CPUS = Path("/sys/devices/system/cpu")
+
 
 def usable_cpus() -> int:
-    """Count the processors that this process may really use: its affinity, cut by the cgroup's quota."""
-    cpus = len(os.sched_getaffinity(0))
+    """Count the cores that this process may really use: those of its affinity, cut by the cgroup's quota.
+
+    Two threads of one core share what computes: a matrix kernel on both is not faster than on one.
+    """
+    cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
     quota = _cgroup_quota()
-    return max(1, min(cpus, int(quota + 0.5))) if quota else cpus
+    return max(1, min(len(cores), int(quota + 0.5))) if quota else len(cores)
+
+
+def _siblings(cpu: int) -> str:
+    """Name the core that a processor is a thread of; where that cannot be read, each is a core of its own."""
+    try:
+        return (_CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return f"{cpu}"
 
 
 def _cgroup_quota() -> float | None:

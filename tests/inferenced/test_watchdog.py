@@ -16,12 +16,12 @@ import sys, time
 from pathlib import Path
 from appliance.engine.session import Session
 from appliance.inferenced import main
-forward = Session.forward
+forward = Session.forward_together
 def hang(self, *args, **kwargs):
     while Path({file!r}).exists():
         time.sleep(0.01)
     return forward(self, *args, **kwargs)
-Session.forward = hang
+Session.forward_together = hang
 main.STALL_S = 2.0
 from appliance.cli.main import main as command
 sys.argv[1:] = sys.argv[2:]

@@ -1,0 +1,104 @@
+"""Where memory is short for one more model, those that nobody uses make room."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from appliance.errors import OutOfMemory
+from appliance.inferenced.models import Loaded, ModelHost
+from appliance.models.store import Store
+
+NAMES = ("a", "b", "c", "d")
+
+
+class Box:
+    """A host whose memory holds two models; what is closed and loaded is noted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, room: int = 2) -> None:
+        for name in NAMES:
+            (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "keys").mkdir()
+        self.host, self.room, self.open = ModelHost(tmp_path / "models", tmp_path / "keys", 1), room, list[str]()
+        monkeypatch.setattr(Store, "path", lambda store, name: store.root / name)
+        monkeypatch.setattr(self.host, "_load", self._load)
+        monkeypatch.setattr(self.host, "describe", lambda name: {})
+
+    def _load(self, name: str) -> Loaded:
+        if len(self.open) >= self.room:
+            raise OutOfMemory(f"cannot load {name}: no memory")
+        self.open.append(name)
+        session: Any = SimpleNamespace(close=lambda: self.open.remove(name))
+        nothing: Any = None
+        return Loaded(name, session, nothing, None, nothing, nothing, nothing, 0.0)
+
+    def get(self, name: str) -> Loaded:
+        return asyncio.run(self.host.get(name))
+
+
+@pytest.fixture
+def box(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Box:
+    return Box(monkeypatch, tmp_path)
+
+
+def use(loaded: Loaded) -> None:
+    loaded.retain()
+    loaded.release()
+
+
+def test_what_was_asked_for_longest_ago_goes_first(box: Box) -> None:
+    """Not what was loaded first."""
+    a, b = box.get("a"), box.get("b")
+    use(b)
+    use(a)
+    box.get("c")
+    assert box.open == ["a", "c"]
+    box.get("a")
+    assert box.open == ["a", "c"], "what is loaded needs no room"
+
+
+def test_a_model_in_use_stays(box: Box) -> None:
+    """However long ago it was asked for; its answer goes on."""
+    a, b = box.get("a"), box.get("b")
+    a.retain()
+    use(b)
+    box.get("c")
+    assert box.open == ["a", "c"]
+    box.host.loaded["c"].retain()
+    with pytest.raises(OutOfMemory):
+        box.get("d")
+    assert box.open == ["a", "c"]
+    a.release()
+    box.get("d")
+    assert box.open == ["c", "d"]
+
+
+def test_a_preloaded_model_stays(box: Box) -> None:
+    """The site said that it wants it there."""
+    box.host.preload("a")
+    box.get("b")
+    box.get("c")
+    assert box.open == ["a", "c"]
+
+
+def test_as_many_go_as_are_needed(box: Box) -> None:
+    """And if all is not enough, the error is the one of memory."""
+    box.get("a")
+    box.get("b")
+    box.room = 1
+    box.get("c")
+    assert box.open == ["c"]
+    box.room = 0
+    with pytest.raises(OutOfMemory):
+        box.get("d")
+    assert box.open == []
+
+
+def test_a_model_whose_request_is_prepared_stays(box: Box) -> None:
+    """Between the question which model it is and the first step of the answer lies a moment."""
+    a, _ = box.get("a"), box.get("b")
+    with a.in_use():
+        box.get("c")
+        assert box.open == ["a", "c"]
+    assert a.idle
