@@ -8,7 +8,7 @@ import typer
 
 from appliance.cli.box import JsonOption, ModelArgument, PassphraseOption, box
 from appliance.cli.output import bars, count, emit, emit_json, fields, note, number, progress, size, table
-from appliance.errors import DaemonUnreachable, InvalidRequest, MissingFile
+from appliance.errors import BuildError, DaemonUnreachable, InvalidRequest, MissingFile
 
 if TYPE_CHECKING:
     from appliance.models.card import Card
@@ -79,14 +79,20 @@ def evaluate(
         from appliance.forge.quantize import SCHEMES
 
         for scheme in quantization or [s for s in SCHEMES if s != "f32"]:
-            package = forge_build.build(
-                forge_recipe.load(recipe),
-                Path(folder),
-                weights=weights,
-                quantization=scheme,
-                accept_licence=accept_licence,
-                progress=update,
-            )
+            try:
+                package = forge_build.build(
+                    forge_recipe.load(recipe),
+                    Path(folder),
+                    weights=weights,
+                    quantization=scheme,
+                    accept_licence=accept_licence,
+                    progress=update,
+                )
+            except BuildError as e:
+                if quantization or scheme != "q4x":  # the one scheme that not every source allows
+                    raise
+                note(e.message)
+                continue
             found.append((_read_card(package), sum(f.stat().st_size for f in package.iterdir())))
     if as_json:
         emit_json([{"quantization": c.quantization, "size_bytes": n, "figures": c.figures} for c, n in found])

@@ -27,10 +27,10 @@ from appliance.forge import gemma3, llama, source
 from appliance.forge.evaluate import portion
 from appliance.forge.graph import Graph
 from appliance.forge.layers import Layers
-from appliance.forge.quantize import BITS, BLOCK, DESCRIPTIONS, SCHEMES, Scheme
+from appliance.forge.quantize import BITS, DESCRIPTIONS, SCHEMES, Scheme
 from appliance.forge.recipe import Recipe
 from appliance.forge.tokenizer import make_tokenizer
-from appliance.forge.weights import Weights, open_weights
+from appliance.forge.weights import BLOCK, Weights, open_weights
 from appliance.models import card as cards
 from appliance.models.package import (
     CARD_FILE,
@@ -162,7 +162,7 @@ def write_package(material: Material, scheme: Scheme, directory: Path, progress:
     """Write an unsigned package without figures; the directory's name becomes the model's.
 
     Raises:
-        BuildError: the matrices cannot be cut into blocks.
+        BuildError: the matrices cannot be cut into blocks, or hold nothing that the scheme keeps.
         FileProblem: the disk refuses.
     """
     h = material.weights.hyperparameters
@@ -176,6 +176,12 @@ def write_package(material: Material, scheme: Scheme, directory: Path, progress:
     with Graph(directory) as graph:
         layers = Layers(graph, material.weights, scheme, material.recipe.context_length, progress)
         ARCHITECTURES[h.architecture].write(layers)
+    if scheme == "q4x" and not layers.exact:
+        raise BuildError(
+            f"cannot quantize {material.recipe.name} to q4x: {material.weights.path.name} holds no 4-bit numbers, "
+            "expected a GGUF of Q4_0, Q4_1 or Q4_K",
+            hint="build it with --quantization q8",
+        )
     (directory / TOKENIZER_FILE).write_bytes(material.tokenizer)
     if material.template is not None:
         (directory / TEMPLATE_FILE).write_text(material.template, encoding="utf-8", newline="")

@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
+from numpy.typing import NDArray
 
 from appliance.errors import BuildError
-from appliance.forge.weights import Floats, Hyperparameters, SourceTokenizer, Weights, apart, require_finite
+from appliance.forge.weights import Affine4, Floats, Hyperparameters, SourceTokenizer, Weights, apart, require_finite
 
 _MAGIC, _VERSION = b"GGUF", 3
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -134,15 +135,33 @@ class GgufWeights(Weights):
         require_finite(values, name)
         return apart(values, heads) if heads else values
 
+    def affine4(self, name: str) -> Affine4 | None:
+        """Read a matrix of Q4_0, Q4_1 or Q4_K as its 4-bit numbers."""
+        t = self._tensors[name]
+        if t.kind not in _AFFINE or len(t.shape) != 2:
+            return None
+        raw = np.frombuffer(self._read(t, 0, t.bytes), np.uint8).reshape(t.shape[0], -1)
+        found = _AFFINE[t.kind](raw)
+        require_finite(found.scale, name)
+        require_finite(found.offset, name)
+        heads = self._interleaved_heads(name)
+        if not heads:
+            return found
+        order = apart(np.arange(t.shape[0], dtype=np.float32)[:, None], heads)[:, 0].astype(np.int64)
+        return Affine4(found.q[order], found.scale[order], found.offset[order])
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def _decode(self, t: _Tensor, start: int, stop: int) -> Floats:
+    def _read(self, t: _Tensor, start: int, stop: int) -> bytes:
         data = os.pread(self._file.fileno(), stop - start, t.offset + start)
         if len(data) != stop - start:
             raise BuildError(f"cannot read {self.path.name}: it became shorter while it was read", hint=_HINT)
-        raw = np.frombuffer(data, np.uint8)
+        return data
+
+    def _decode(self, t: _Tensor, start: int, stop: int) -> Floats:
+        raw = np.frombuffer(self._read(t, start, stop), np.uint8)
         # One long row: the package works on 16 rows at a time, whatever their length, and blocks never cross rows.
         raw = raw.reshape(1, -1)
         if t.kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
@@ -240,6 +259,47 @@ class GgufWeights(Weights):
         if not 0 <= token < vocabulary:
             raise BuildError(f"cannot read {self.path.name}: {key} is {token}, expected below {vocabulary}", hint=_HINT)
         return token
+
+
+def _halves(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Part bytes into their low and high 4 bits: the low ones come first."""
+    return np.concatenate([raw & np.uint8(15), raw >> np.uint8(4)], -1)
+
+
+def _float16(raw: NDArray[np.uint8]) -> Floats:
+    return np.ascontiguousarray(raw).view(np.float16)[..., 0].astype(np.float32)
+
+
+def _affine_q4_0(raw: NDArray[np.uint8]) -> Affine4:
+    blocks = raw.reshape(len(raw), -1, 18)
+    scale = _float16(blocks[..., :2])
+    return Affine4(_halves(blocks[..., 2:]), scale, scale * np.float32(-8))
+
+
+def _affine_q4_1(raw: NDArray[np.uint8]) -> Affine4:
+    blocks = raw.reshape(len(raw), -1, 20)
+    return Affine4(_halves(blocks[..., 4:]), _float16(blocks[..., :2]), _float16(blocks[..., 2:4]))
+
+
+def _affine_q4_k(raw: NDArray[np.uint8]) -> Affine4:
+    """Super-blocks of 256: eight blocks, whose scales and minima have 6 bits each in 12 bytes."""
+    rows = len(raw)
+    blocks = raw.reshape(rows, -1, 144)
+    a, b, c = (blocks[..., at : at + 4] for at in (4, 8, 12))
+    scales = np.concatenate([a & np.uint8(63), (c & np.uint8(15)) | ((a >> np.uint8(6)) << np.uint8(4))], -1)
+    minima = np.concatenate([b & np.uint8(63), (c >> np.uint8(4)) | ((b >> np.uint8(6)) << np.uint8(4))], -1)
+    scale = _float16(blocks[..., :2])[..., None] * scales
+    offset = _float16(blocks[..., 2:4])[..., None] * minima
+    # Each 32 bytes hold two blocks of 32 weights: one in the low halves, the next in the high ones.
+    q = _halves(blocks[..., 16:].reshape(rows, -1, 4, 32)).reshape(rows, -1, 32)
+    return Affine4(q, scale.reshape(rows, -1), -offset.reshape(rows, -1))
+
+
+_AFFINE = {
+    GGMLQuantizationType.Q4_0: _affine_q4_0,
+    GGMLQuantizationType.Q4_1: _affine_q4_1,
+    GGMLQuantizationType.Q4_K: _affine_q4_k,
+}
 
 
 def _parse(data: mmap.mmap, path: Path) -> tuple[dict[str, Any], dict[str, _Tensor]]:

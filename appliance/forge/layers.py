@@ -23,8 +23,8 @@ import numpy as np
 
 from appliance.files import Progress, no_progress
 from appliance.forge.graph import MS, Graph, floats, ints
-from appliance.forge.quantize import BITS, BLOCK, Quantized, Scheme, quantize
-from appliance.forge.weights import Hyperparameters, Weights
+from appliance.forge.quantize import BITS, Quantized, Scheme, exact_4, quantize
+from appliance.forge.weights import BLOCK, Affine4, Hyperparameters, Weights
 
 _ACCURACY_INT8 = 4  # MatMulNBits: activations rounded to 8 bits a block; level 0 is many times slower
 
@@ -47,6 +47,8 @@ class Layers:
         self._context_length = context_length
         self._progress = progress
         self._written: set[str] = set()
+        self._summed: dict[str, str] = {}
+        self.exact = 0  # matrices that were taken as the source's own 4-bit numbers
         self._vocabulary = weights.shapes["token_embd.weight"][0]
 
     def embedding(self) -> str:
@@ -97,8 +99,38 @@ class Layers:
             self._report(*full)
             matrix = np.concatenate([self.weights.read(n) for n in full])
             return self.graph.node("MatMul", [x, self.graph.constant(joined, matrix.T)])
+        if self._scheme == "q4x":
+            return self._exact_or_8_bits(x, joined, full)
         self._store_quantized(joined, full, self._scheme)
         return self._matmul(x, joined, (outputs, inputs), self._scheme)
+
+    def _exact_or_8_bits(self, x: str, joined: str, names: Sequence[str]) -> str:
+        """Multiply by the source's own 4-bit numbers, or by 8 bits where it has none."""
+        g, parts = self.graph, [self.weights.affine4(name) for name in names]
+        exact = [part for part in parts if part is not None]
+        outputs, inputs = sum(self.weights.shapes[n][0] for n in names), self.weights.shapes[names[0]][1]
+        if len(exact) < len(parts):
+            self._store_quantized(joined, names, "q8")
+            return self._matmul(x, joined, (outputs, inputs), "q8")
+        self._report(*names)
+        self.exact += len(names)
+        q = exact_4(Affine4.stack(exact))
+        g.stream(f"{joined}.q", np.uint8, q.packed.shape, [q.packed])
+        g.constant(f"{joined}.scale", q.scales)
+        assert q.zero_points is not None  # noqa: S101  it is asymmetric
+        g.constant(f"{joined}.zero", q.zero_points)
+        return self._matmul(self._with_block_sums(x, inputs), joined, (outputs, q.packed.shape[1] * BLOCK), "q4")
+
+    def _with_block_sums(self, x: str, width: int) -> str:
+        """Append the sum of each block of x, and zeros up to a whole block; once for all that read the same input."""
+        if x not in self._summed:
+            blocks = width // BLOCK
+            ones = np.zeros((width, -(-blocks // BLOCK) * BLOCK), np.float32)
+            ones[np.arange(width), np.arange(width) // BLOCK] = 1
+            g = self.graph
+            sums = g.node("MatMul", [x, g.constant(f"block_sums.{width}", ones)])
+            self._summed[x] = g.node("Concat", [x, sums], axis=-1)
+        return self._summed[x]
 
     def norm(self, x: str, name: str) -> str:
         """RMS norm over the last axis."""

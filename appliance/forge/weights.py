@@ -12,7 +12,7 @@ What this does NOT protect against: weights that are well formed and wrong; only
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,28 @@ from numpy.typing import NDArray
 from appliance.errors import BuildError
 
 Floats = NDArray[np.float32]
+BLOCK = 32
+"""Weights of a row that share a scale."""
+
+
+@dataclass(frozen=True)
+class Affine4:
+    """A matrix whose values are 4-bit numbers in the source: w = scale * q + offset, in blocks of BLOCK columns.
+
+    Attributes:
+        q: uint8 in 0..15, shape (rows, blocks, BLOCK).
+        scale, offset: float32, shape (rows, blocks).
+    """
+
+    q: NDArray[np.uint8]
+    scale: Floats
+    offset: Floats
+
+    @classmethod
+    def stack(cls, parts: "Sequence[Affine4]") -> "Affine4":
+        """Set matrices one under the other."""
+        return cls(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("q", "scale", "offset")))
+
 
 _CHUNK_VALUES = 1 << 20  # 4 MiB of float32; the quantizer needs a few times that
 
@@ -116,6 +138,10 @@ class Weights(ABC):
         Raises:
             BuildError: the bytes cannot be decoded.
         """
+
+    def affine4(self, name: str) -> Affine4 | None:
+        """Read a matrix as the 4-bit numbers that it consists of; None where the source holds something else."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

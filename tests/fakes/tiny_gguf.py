@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
 
 from tests.fakes.built_models import (
     TINY_TEMPLATE,
@@ -37,8 +38,20 @@ def write(
     leave_out: str = "",
     extra: dict[str, np.ndarray] | None = None,
     name: str | None = None,
+    kind: GGMLQuantizationType | None = None,
+    raw: dict[str, tuple[np.ndarray, GGMLQuantizationType]] | None = None,
 ) -> Path:
-    """Write a complete GGUF file; `leave_out` names a tensor to forget, `extra` adds some, `name` renames it."""
+    """Write a complete GGUF file.
+
+    Args:
+        path: of the file.
+        architecture: of the tiny model.
+        leave_out: names a tensor to forget.
+        extra: tensors to add.
+        name: of the architecture, as the file has it.
+        kind: of the layers' matrices; none: float32.
+        raw: tensors to add as bytes, uint8 of shape (rows, bytes), with their kind.
+    """
     c = tiny_config(architecture)
     w = GGUFWriter(path, name or architecture)
     w.add_context_length(c["max_position_embeddings"])
@@ -66,8 +79,14 @@ def write(
     w.add_chat_template(TINY_TEMPLATE)
     tensors = dict(_translated(architecture)) | (extra or {})
     for tensor, value in tensors.items():
-        if tensor != leave_out:
+        if tensor == leave_out:
+            continue
+        if kind is not None and tensor.startswith("blk.") and value.ndim == 2:
+            w.add_tensor(tensor, quantize(value, kind), raw_dtype=kind)
+        else:
             w.add_tensor(tensor, value)
+    for tensor, (packed, of) in (raw or {}).items():
+        w.add_tensor(tensor, packed, raw_dtype=of)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
