@@ -27,7 +27,7 @@ from bench.forms import Form, our_forms, peer_forms
 from bench.pipe import ROOT, Side, SideFailed
 
 CONTEXTS = (128, 1024)
-PREFILL = 512
+PREFILLS = (512, 2048)
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
 SETTLE_S = 0.15
 """Both engines' threads spin a moment after a call; the next one must not pay for that."""
@@ -44,8 +44,8 @@ class Plan:
 
     @property
     def capacity(self) -> int:
-        """Tokens of cache: the longest context and what is decoded on it, in whole blocks of 128."""
-        return -(-(CONTEXTS[-1] + self.decode) // 128) * 128
+        """Tokens of cache: the longest context and what is decoded on it, or the longest prefill; whole 128s."""
+        return -(-max(CONTEXTS[-1] + self.decode, *PREFILLS) // 128) * 128
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,12 @@ def _measure_model(path: Path, options: argparse.Namespace, plan: Plan, peer: Pa
         scored = losses[ours[0]]["scored"]
         title = f"{recipe.name}, {threads} thread{'s' if threads > 1 else ''}, perplexity over {scored} tokens"
         print(report.table(title, forms) + "\n")
+        bandwidth = machine.read_bandwidth(threads)
+        print(report.bounds(forms, bandwidth) + "\n")
         lines = [*report.doubts(forms, plan.rounds), *report.verdicts(forms, plan.rounds)]
         print("\n".join(f"- {line}" for line in lines) + "\n", flush=True)
         rounds = {f.label: raw[f] for f in raw}
-        result["threads"][str(threads)] = {**report.plain(forms), "rounds": rounds}
+        result["threads"][str(threads)] = {**report.plain(forms), "rounds": rounds, "bytes_per_s": bandwidth}
     return result
 
 
@@ -212,7 +214,7 @@ def _measure_threads(forms: list[Form], text: Text, threads: int, plan: Plan) ->
                 time.sleep(SETTLE_S)
                 raw[form]["speed"].append(
                     sides[form].ask(
-                        "speed", tokens=text.all, prefill=PREFILL, contexts=list(CONTEXTS), decode=plan.decode
+                        "speed", tokens=text.all, prefills=list(PREFILLS), contexts=list(CONTEXTS), decode=plan.decode
                     )
                 )
     return raw
@@ -231,7 +233,9 @@ def _figures(form: Form, loss: dict[str, Any], raw: dict[str, Any], plan: Plan) 
         ready_s=median(o["ready_s"] for o in raw["open"]),
         memory=raw["memory"],
         speeds={
-            m: summarize_speed([r[m] for r in raw["speed"]], PREFILL if m == "prefill" else plan.decode)
+            m: summarize_speed(
+                [r[m] for r in raw["speed"]], int(m.split("_")[1]) if m.startswith("prefill") else plan.decode
+            )
             for m in MEASURES
         },
     )

@@ -18,17 +18,25 @@ OURS = "Skerry"
 TOLERANCE = 0.01
 """How much higher a perplexity may be and still count as the same quality."""
 
-SPEED_TARGET = 0.9
-MEMORY_TARGET = 1.3
+MEMORY_TARGET = 1.1
+"""Resident memory, as many times that of the peer's form that decodes fastest."""
 READY_TARGET_S = 2.0
 
-Measure = Literal["decode_128", "decode_1024", "prefill"]
-MEASURES: tuple[Measure, ...] = ("decode_128", "decode_1024", "prefill")
+Measure = Literal["decode_128", "decode_1024", "prefill_512", "prefill_2048"]
+MEASURES: tuple[Measure, ...] = ("decode_128", "decode_1024", "prefill_512", "prefill_2048")
 TITLES: Mapping[Measure, str] = {
     "decode_128": "decode at 128",
     "decode_1024": "decode at 1,024",
-    "prefill": "prefill 512",
+    "prefill_512": "prefill 512",
+    "prefill_2048": "prefill 2,048",
 }
+SPEED_TARGETS: Mapping[Measure, float] = {
+    "decode_128": 1.15,
+    "decode_1024": 1.25,
+    "prefill_512": 1.4,
+    "prefill_2048": 1.4,
+}
+"""How many times as fast as the peer's best of the same quality."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,14 @@ class Figures:
         """Resident memory over the package and the cache together."""
         return None if self.kv_bytes is None else self.memory["resident"] / (self.package_bytes + self.kv_bytes)
 
+    def bound_per_s(self, bandwidth: float) -> float:
+        """Tokens a second that reading the weights once for each would allow.
+
+        Args:
+            bandwidth: bytes a second that this machine reads from memory.
+        """
+        return bandwidth / self.package_bytes
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -89,6 +105,11 @@ class Ratio:
     def value(self) -> float:
         """How many times as fast we are."""
         return self.ours / self.peer
+
+    @property
+    def target(self) -> float:
+        """How many times as fast we want to be."""
+        return SPEED_TARGETS[self.measure]
 
 
 def summarize_speed(rounds: Sequence[Mapping[str, float]], tokens: int) -> Speed:
@@ -153,3 +174,9 @@ def rotated(names: Sequence[Any], round_number: int) -> list[Any]:
     """Give the order of a round: every round begins with another form, so that none always runs after the same one."""
     start = round_number % len(names) if names else 0
     return [*names[start:], *names[:start]]
+
+
+def peer_of(forms: Sequence[Figures]) -> Figures | None:
+    """Pick the form of the peer to compare memory with: of the same quality, the fastest in decoding."""
+    reference = find_reference(forms)
+    return None if reference is None else fastest((f for f in forms if f.engine != OURS), "decode_128", reference)

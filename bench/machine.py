@@ -2,13 +2,20 @@
 
 import os
 import platform
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from appliance.system.host import cpu_flags, cpu_model, usable_cpus
 
 _TELLING = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
 """Instructions that the matrix kernels of either engine choose by."""
+
+
+_READ_BYTES, _READ_PASSES = 128 << 20, 10
 
 
 def describe() -> dict[str, Any]:
@@ -36,6 +43,21 @@ def line(facts: dict[str, Any]) -> str:
         f"{facts['processor']} ({instructions}), {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['kernel']}, "
         f"Python {facts['python']}{governor}; load before: {facts['load_before']}"
     )
+
+
+def read_bandwidth(threads: int) -> float:
+    """Measure how many bytes a second so many threads read from memory together: the best of some passes.
+
+    Each reads 128 MiB of its own, far more than the caches hold, by the fastest of numpy's loops.
+    """
+    arrays = [np.full(_READ_BYTES // 4, i, np.float32) for i in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        best = 0.0
+        for _ in range(_READ_PASSES):
+            started = time.perf_counter()
+            list(pool.map(np.max, arrays))
+            best = max(best, threads * _READ_BYTES / (time.perf_counter() - started))
+    return best
 
 
 def _governor() -> str | None:

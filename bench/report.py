@@ -8,12 +8,12 @@ from bench.figures import (
     MEASURES,
     MEMORY_TARGET,
     READY_TARGET_S,
-    SPEED_TARGET,
     TITLES,
     Figures,
     Reference,
     compare,
     find_reference,
+    peer_of,
 )
 
 NO_PEER = (
@@ -23,6 +23,8 @@ NO_PEER = (
 LOSSY = "!"
 LEGEND = f"{LOSSY} more than 1 % above the source's perplexity: printed, not compared with"
 ENOUGH_ROUNDS = 3
+BAR = 36
+"""Characters of the longest bar."""
 QUIET_SPREAD = 0.2
 """More than this between the slowest and the fastest round, and something else was running."""
 
@@ -78,18 +80,20 @@ def verdicts(forms: Sequence[Figures], rounds: int) -> list[str]:
         return []
     lines = [
         f"{TITLES[r.measure]}: {r.value:.2f}x of llama.cpp {r.peer_form} ({r.ours:.1f} against {r.peer:.1f} tok/s); "
-        + (_met(r.value >= SPEED_TARGET, f"at least {SPEED_TARGET}x") if rounds >= ENOUGH_ROUNDS else "not judged")
+        + (_met(r.value >= r.target, f"at least {r.target}x") if rounds >= ENOUGH_ROUNDS else "not judged")
         for r in compare(forms)
     ]
     reference = find_reference(forms)
     if reference is not None:
         change = 100 * reference.change(ours)
         lines.append(f"perplexity: {change:+.2f} % of the source's; " + _met(reference.is_met(ours), "at most +1 %"))
-    if ours.memory_ratio is not None:
+    peer = peer_of(forms)
+    if peer is not None:
         parts = ", ".join(f"{k} {v / 1e6:.0f}" for k, v in ours.memory.items() if k != "resident")
-        resident = f"{ours.memory['resident'] / 1e6:.0f} MB resident, {ours.memory_ratio:.2f}x of package + cache"
+        resident, times = ours.memory["resident"], ours.memory["resident"] / peer.memory["resident"]
         lines.append(
-            f"memory: {resident} ({parts}); " + _met(ours.memory_ratio <= MEMORY_TARGET, f"at most {MEMORY_TARGET}x")
+            f"memory: {resident / 1e6:.0f} MB resident ({parts}), {times:.2f}x of llama.cpp {peer.form}; "
+            + _met(times <= MEMORY_TARGET, f"at most {MEMORY_TARGET}x")
         )
     lines.append(f"load to ready: {ours.ready_s:.2f} s; " + _met(ours.ready_s < READY_TARGET_S, "below 2 s"))
     return lines
@@ -107,6 +111,24 @@ def doubts(forms: Sequence[Figures], rounds: int) -> list[str]:
 
 def _met(met: bool, target: str) -> str:
     return f"{'met' if met else 'MISSED'} ({target})"
+
+
+def bounds(forms: Sequence[Figures], bandwidth: float) -> str:
+    """Draw how much of what memory allows each form decodes at 128 tokens, as bars of characters.
+
+    Args:
+        forms: of one model at one number of threads.
+        bandwidth: bytes a second that these threads read.
+    """
+    longest = max(f.bound_per_s(bandwidth) for f in forms)
+    wide = max(len(f"{f.engine} {f.form}") for f in forms)
+    lines = [f"decode at 128 of what reading the weights allows ({bandwidth / 1e9:.1f} GB/s):"]
+    for f in forms:
+        bound, seen = f.bound_per_s(bandwidth), f.speeds["decode_128"].per_s
+        room, bar = round(BAR * bound / longest), round(BAR * min(seen, bound) / longest)
+        drawn = ("#" * bar).ljust(room, ".").ljust(BAR)
+        lines.append(f"{f'{f.engine} {f.form}'.ljust(wide)} {drawn} {seen:.0f} of {bound:.0f}, {seen / bound:.0%}")
+    return "\n".join(lines)
 
 
 def plain(forms: Sequence[Figures]) -> Mapping[str, Any]:

@@ -57,17 +57,18 @@ def repeat(tokens: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 def measure_speed(
-    engine: Engine, tokens: NDArray[np.int64], *, prefill: int, contexts: list[int], decode: int
+    engine: Engine, tokens: NDArray[np.int64], *, prefills: list[int], contexts: list[int], decode: int
 ) -> dict[str, Any]:
-    """Run one round: a prefill from nothing, then decoding from each context on, contexts ascending.
+    """Run one round: prefills from nothing, then decoding from each context on, contexts ascending.
 
     Returns:
-        wall_s and cpu_s of "prefill" and of "decode_<context>"; CPU time is that of all threads of this process.
+        wall_s and cpu_s of "prefill_<length>" and "decode_<context>"; CPU time is that of all threads of the process.
     """
     result: dict[str, Any] = {}
-    engine.reset()
-    text = repeat(tokens, max(prefill, contexts[-1]) + decode)
-    result["prefill"] = _timed(lambda: feed(engine, text[:prefill]))
+    text = repeat(tokens, max(*prefills, contexts[-1]) + decode)
+    for length in prefills:
+        engine.reset()
+        result[f"prefill_{length}"] = _timed(lambda end=length: feed(engine, text[:end]))
     engine.reset()
     length = 0
     for context in contexts:

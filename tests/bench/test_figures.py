@@ -3,6 +3,7 @@
 import pytest
 
 from bench.figures import (
+    MEASURES,
     Figures,
     Reference,
     Speed,
@@ -28,7 +29,7 @@ def figures(
         kv_bytes=20_000_000 if engine == "Skerry" else None,
         ready_s=0.5,
         memory={"resident": 150_000_000, "peak": 160_000_000, "anonymous": 60_000_000, "file": 90_000_000},
-        speeds={"decode_128": speed, "decode_1024": speed, "prefill": speed},
+        speeds=dict.fromkeys(MEASURES, speed),
     )
 
 
@@ -76,7 +77,7 @@ def test_fastest_form_ignores_lossy_ones() -> None:
 def test_ratio_is_our_default_against_the_fastest_fit_form() -> None:
     """Our faster, lossy form does not stand in for the default, nor the peer's for its best."""
     ratios = compare([OURS_LOSSY, OURS, LOSSY, EIGHT, SOURCE])
-    assert [r.measure for r in ratios] == ["decode_128", "decode_1024", "prefill"]
+    assert [r.measure for r in ratios] == list(MEASURES)
     assert {(r.peer_form, r.value) for r in ratios} == {("Q8_0", 0.9)}
 
 
@@ -84,8 +85,8 @@ def test_each_measure_has_its_own_best_peer() -> None:
     """The peer's best form for prefill need not be its best for decoding."""
     slow, fast = Speed(50.0, 1.0, 0.0), Speed(900.0, 1.0, 0.0)
     flash = figures("llama.cpp", "Q8_0 flash", 20.1, 0.0)
-    flash = Figures(**{**vars(flash), "speeds": {"decode_128": slow, "decode_1024": slow, "prefill": fast}})
-    assert [r.peer_form for r in compare([OURS, SOURCE, EIGHT, flash])] == ["Q8_0", "Q8_0", "Q8_0 flash"]
+    flash = Figures(**{**vars(flash), "speeds": {**dict.fromkeys(MEASURES, slow), "prefill_512": fast}})
+    assert [r.peer_form for r in compare([OURS, SOURCE, EIGHT, flash])] == ["Q8_0", "Q8_0", "Q8_0 flash", "Q8_0"]
 
 
 def test_without_the_peer_there_are_no_ratios() -> None:

@@ -85,8 +85,8 @@ def test_with_a_first_token_every_token_is_scored() -> None:
 def test_speed_decodes_at_the_contexts_it_names() -> None:
     """Steps of one token run from position 128 and from 1,024 on, and nothing is fed in chunks over the limit."""
     engine = ScriptedEngine()
-    result = measure_speed(engine, np.arange(300), prefill=512, contexts=[128, 1024], decode=8)
-    assert set(result) == {"prefill", "decode_128", "decode_1024"}
+    result = measure_speed(engine, np.arange(300), prefills=[512, 600], contexts=[128, 1024], decode=8)
+    assert set(result) == {"prefill_512", "prefill_600", "decode_128", "decode_1024"}
     assert [s for s, n in engine.calls if n == 1] == [*range(128, 136), *range(1024, 1032)]
     assert engine.calls[0] == (0, 512)
     assert all(v["wall_s"] > 0 for v in result.values())
