@@ -46,6 +46,7 @@ _OFFERED = {
     "chat": f"{_SAID} no_history",
     "status": "as_json",
     "doctor": "quick as_json",
+    "bench": "model callers as_json",
     "disk status": "as_json",
     "model list": "as_json",
     "model inspect": "package as_json",

@@ -17,6 +17,7 @@ import typer.core
 from appliance import __version__
 from appliance.cli import (
     ask,
+    bench,
     chat,
     console,
     disk,
@@ -38,10 +39,10 @@ class _Group(typer.core.TyperGroup):
     """The command's front page, which has to fit a screen."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Leave the second of the two options for completion out of the help: who installs it needs no other."""
+        """Leave the options for completion out of the help: `docs/reference/commands.md` has them."""
         found = super().get_params(ctx)
         for one in found:
-            if isinstance(one, typer.core.TyperOption) and one.name == "show_completion":
+            if isinstance(one, typer.core.TyperOption) and one.name in ("install_completion", "show_completion"):
                 one.hidden = True
         return found
 
@@ -59,6 +60,7 @@ app.command(short_help="Ask a model one question.")(ask.ask)
 app.command()(chat.chat)
 app.command(short_help="Show what the daemon does, and its models.")(status.status)
 app.command(short_help="Check this machine, and how to mend it.")(doctor.doctor)
+app.command(short_help="Measure how fast a model is on this box.")(bench.bench)
 app.command()(serve.serve)
 app.command(short_help="A prompt for operators, without a shell.")(console.console)
 app.add_typer(model.app, name="model")
