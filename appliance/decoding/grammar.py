@@ -22,6 +22,7 @@ Source: the documentation of llguidance 1.9, json_schema.md and syntax.md.
 """
 
 import functools
+import itertools
 import json
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -376,6 +377,12 @@ class GrammarState:
         if token in self._stop:
             return self._satisfied
         return 0 <= token < len(self.grammar.vocabulary) and self._matcher.validate_tokens([token]) == 1
+
+    def accepts(self, tokens: Sequence[int]) -> int:
+        """Count how many of some tokens, from the first on, the form allows one after the other; no stop token."""
+        text = list(itertools.takewhile(lambda token: token not in self._stop, tokens))
+        known = list(itertools.takewhile(lambda token: 0 <= token < len(self.grammar.vocabulary), text))
+        return int(self._matcher.validate_tokens(known)) if known and not self._stopped else 0
 
     def mask(self, logits: Logits, banned: Collection[int] = ()) -> Logits:
         """Put every token that may not come to minus infinity; stop tokens may come if the text is complete.

@@ -221,6 +221,8 @@ class _Answer:
         cached, self._certain = self._cache.length, self._end
         recovering = self._breaker is not None and self._breaker.recovering
         self._guess = [] if recovering else self._drafts.propose(self.tokens, len(self._buffer) - self._end)
+        if self._guess and self._grammar:  # what the form forbids is not worth computing
+            self._guess = self._guess[: self._grammar.accepts(self._guess)]
         tokens = np.concatenate([self._buffer[cached : self._end], np.array(self._guess, np.int64)])
         return Forward(self._session, self._cache, tokens, np.arange(self._certain - cached - 1, len(tokens)))
 

@@ -215,6 +215,22 @@ def test_guesses_save_forwards() -> None:
     assert sum(guessed) <= 1.1 * sum(plain)
 
 
+def test_what_the_form_forbids_is_not_computed() -> None:
+    """A guess ends where the grammar does not go on with it, and is none where it does not begin with it."""
+    grammar = FORM.start()
+    said = [IDS[text.encode()] for text in ("{", '"', "r", "o", "w", "s", '"', ":", " ", "[")]
+    wrong, stop = IDS[b"}"], STOP[0]
+    assert grammar.accepts(said) == len(said)
+    assert grammar.accepts([*said[:3], wrong, *said[3:]]) == 3
+    assert grammar.accepts([wrong]) == 0
+    assert grammar.accepts([*said[:2], stop, *said[2:]]) == 2
+    assert grammar.accepts([len(TINY.token_bytes) + 5]) == 0
+    assert grammar.accepts([]) == 0
+    for token in said:
+        grammar.advance(token)
+    assert grammar.accepts(said[1:]) == 0, "none of it changed the state, and now it may not come any more"
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_a_real_engine_says_the_same(
