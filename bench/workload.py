@@ -10,7 +10,10 @@ documents that neither has seen; what is printed are medians over the rounds.
 
 Beside the speed stands what came out: answers that are valid under the schema, and fields that are right.
 
-What this does NOT show: other models than the ones that the recipes pin, or the time of a stream's first token.
+The time to the first token is measured apart: a question about a document of some 1,500 tokens that nobody has read,
+and another question about the same document.
+
+What this does NOT show: other models than the ones that the recipes pin.
 """
 
 import argparse
@@ -45,6 +48,7 @@ from bench.report import markdown_table
 
 MODEL = "smollm2-135m-instruct"
 CALLERS = (1, 8)
+FIRST_ROUNDS = 5
 MAX_TOKENS = 256
 READY_S = 60.0
 
@@ -77,6 +81,9 @@ SCHEMA = {
 _PARTS = ("coupling", "bearing", "gasket", "filter", "impeller", "valve seat", "drive belt", "fuse", "relay", "sensor")
 
 
+Messages = list[dict[str, str]]
+
+
 @dataclass(frozen=True)
 class Task:
     """A document, and what is to be found in it."""
@@ -96,9 +103,10 @@ class Done:
 
 @dataclass(frozen=True)
 class Server:
-    """Something that answers: `prepare` takes what may be done before the clock runs."""
+    """Something that answers: `prepare` takes what may be done before the clock runs; `first` times a first token."""
 
     ask: Callable[[Task], Done]
+    first: Callable[[Messages], float]
     prepare: Callable[[Sequence[Task]], None] = lambda _: None
 
 
@@ -106,10 +114,23 @@ def documents(seed: int, count: int) -> list[Task]:
     """Write reports, always the same for the same seed: an event somewhere among other news."""
     rng = random.Random(f"workload {seed}")  # noqa: S311  varies texts, hides nothing
     news = [s for report in REPORTS for s in re.split(r"(?<=[.!?])\s+", report) if 40 < len(s) < 300]
-    return [_document(rng, news) for _ in range(count)]
+    return [_document(rng, news, rng.randrange(900, 5200)) for _ in range(count)]
 
 
-def _document(rng: random.Random, news: Sequence[str]) -> Task:
+def questions(seed: int) -> list[Messages]:
+    """Two questions about one long document, which stands in a message of its own before them."""
+    rng = random.Random(f"first token {seed}")  # noqa: S311  varies texts, hides nothing
+    news = [s for report in REPORTS for s in re.split(r"(?<=[.!?])\s+", report) if 40 < len(s) < 300]
+    before = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": _document(rng, news, 5600).text},
+        {"role": "assistant", "content": "I have read it."},
+    ]
+    asked = ("Which pump was stopped?", "Who changed the part, and when?")
+    return [[*before, {"role": "user", "content": question}] for question in asked]
+
+
+def _document(rng: random.Random, news: Sequence[str], size: int) -> Task:
     wanted = {
         "pump": f"P-{rng.randrange(1000, 9999)}",
         "part": rng.choice(_PARTS),
@@ -123,7 +144,6 @@ def _document(rng: random.Random, news: Sequence[str]) -> Task:
         "On {date} pump {pump} was stopped because its {part} had failed. The {part} was changed by {changed_by} under "
         "work order {order}. The severity was {severity}, and the pump stood still for {downtime_h} hours."
     ).format(**wanted)
-    size = rng.randrange(900, 5200)
     said: list[str] = []
     while sum(map(len, said)) < size:
         said.append(rng.choice(news))
@@ -164,7 +184,9 @@ def skerry(form: Form, threads: int) -> Iterator[Server]:
         try:
             _wait(process, folder)
             client = Client(folder / "s.sock")
-            yield Server(lambda task: _ask_skerry(client, path.name, task))
+            yield Server(
+                lambda task: _ask_skerry(client, path.name, task), lambda said: _first_skerry(client, path.name, said)
+            )
         finally:
             process.terminate()
             process.wait()
@@ -192,6 +214,12 @@ def _ask_skerry(client: Client, model: str, task: Task) -> Done:
     return Done(answer.text, time.monotonic() - started, answer.usage.completion_tokens)
 
 
+def _first_skerry(client: Client, model: str, said: Messages) -> float:
+    started = time.monotonic()
+    client.chat(said, model=model, temperature=0, max_tokens=1)  # type: ignore[arg-type]
+    return time.monotonic() - started
+
+
 @contextlib.contextmanager
 def llama_server(program: Path, gguf: Path, form: Form, slots: int) -> Iterator[Server]:
     """Run the peer; prompts are tokenized beforehand, by Skerry's template."""
@@ -207,7 +235,12 @@ def llama_server(program: Path, gguf: Path, form: Form, slots: int) -> Iterator[
         def prepare(tasks: Sequence[Task]) -> None:
             rendered.update({task.text: side.ask("render_chat", messages=messages(task)) for task in tasks})
 
-        yield Server(ask, prepare)
+        def first(said: Messages) -> float:
+            tokens = side.ask("render_chat", messages=said)
+            settings = {"temperature": 0.0, "n_predict": 1, "cache_prompt": True}
+            return float(peer.complete(tokens, [], 0, settings)["wall_s"])
+
+        yield Server(ask, first, prepare)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -269,22 +302,54 @@ def main() -> int:
     parser.add_argument("--documents", type=int, default=50, help="a round (50)")
     parser.add_argument("--rounds", type=int, default=3, help="(3)")
     parser.add_argument("--threads", type=int, default=2, help="of Skerry's engine; the peer has 2 (2)")
+    parser.add_argument("--scheme", default=None, help="of our package; none: the recipe's")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="where packages are kept")
     options = parser.parse_args()
     print(f"machine: {machine.line(machine.describe())}")
     recipe = recipes.load(ROOT / "models" / f"{MODEL}.yaml")
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    form = our_forms(recipe, [], work, Path(sys.executable), accept_licence=False, progress=_silent)[0]
+    schemes = [] if options.scheme is None else [options.scheme]
+    form = our_forms(recipe, schemes, work, Path(sys.executable), accept_licence=False, progress=_silent)[-1]
     rows = [["server, callers", "documents a minute", "s a document", "tokens", "valid", "fields right"]]
     for callers in CALLERS:
         rows += _measure(callers, form, recipe, options)
     print(markdown_table(rows))
+    print()
+    print(markdown_table(_measure_first(form, recipe, options)))
     return 0
 
 
 def _measure(callers: int, form: Form, recipe: recipes.Recipe, options: argparse.Namespace) -> list[list[str]]:
-    found = {"Skerry": Measured([], [])}
+    with _servers(callers, form, recipe, options) as servers:
+        found = {name: Measured([], []) for name in servers}
+        for turn in range(options.rounds):
+            tasks = documents(100 * callers + turn, options.documents)
+            order = list(servers) if turn % 2 == 0 else list(servers)[::-1]
+            for name in order:
+                measure(servers[name], tasks, callers, found[name])
+    return [[f"{name}, {callers}", *one.row(options.documents)] for name, one in found.items()]
+
+
+def _measure_first(form: Form, recipe: recipes.Recipe, options: argparse.Namespace) -> list[list[str]]:
+    times: dict[str, list[tuple[float, float]]] = {}
+    with _servers(1, form, recipe, options) as servers:
+        for turn in range(FIRST_ROUNDS):
+            for name, server in servers.items():
+                cold, warm = (server.first(said) for said in questions(turn))
+                times.setdefault(name, []).append((cold, warm))
+    rows = [["first token after some 1,500 tokens", "cold, s", "warm, s", "cold over warm"]]
+    for name, pairs in times.items():
+        cold, warm = (median(column) for column in zip(*pairs, strict=True))
+        rows.append([name, f"{cold:.2f}", f"{warm:.3f}", f"{median(c / w for c, w in pairs):.1f}"])
+    return rows
+
+
+@contextlib.contextmanager
+def _servers(
+    callers: int, form: Form, recipe: recipes.Recipe, options: argparse.Namespace
+) -> Iterator[dict[str, Server]]:
+    """Run Skerry, and the peer if there is one, for so many callers."""
     with contextlib.ExitStack() as stack:
         servers = {"Skerry": stack.enter_context(skerry(form, options.threads))}
         if options.llama_server is not None:
@@ -292,13 +357,7 @@ def _measure(callers: int, form: Form, recipe: recipes.Recipe, options: argparse
             gguf = weights(recipe, program, options.work.absolute(), _silent)
             name = f"llama-server, {gguf.name.split('.')[-2]}"
             servers[name] = stack.enter_context(llama_server(program, gguf, form, callers))
-            found[name] = Measured([], [])
-        for turn in range(options.rounds):
-            tasks = documents(100 * callers + turn, options.documents)
-            order = list(servers) if turn % 2 == 0 else list(servers)[::-1]
-            for name in order:
-                measure(servers[name], tasks, callers, found[name])
-    return [[f"{name}, {callers}", *one.row(options.documents)] for name, one in found.items()]
+        yield servers
 
 
 def _silent(_what: str, _fraction: float) -> None:

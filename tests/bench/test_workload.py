@@ -6,7 +6,19 @@ from typing import Any
 import jsonschema
 import pytest
 
-from bench.workload import SCHEMA, Done, Measured, Server, Task, documents, fields_right, is_valid, measure, messages
+from bench.workload import (
+    SCHEMA,
+    Done,
+    Measured,
+    Server,
+    Task,
+    documents,
+    fields_right,
+    is_valid,
+    measure,
+    messages,
+    questions,
+)
 
 GOOD = {
     "pump": "P-4821",
@@ -80,8 +92,18 @@ def test_a_round_is_measured_whole() -> None:
         return Done(json.dumps({**task.wanted, "summary": "It was changed."}), 2.0, 90)
 
     into = Measured([], [])
-    measure(Server(ask, lambda tasks: seen.append(f"{len(tasks)} tasks")), tasks, 3, into)
+    measure(Server(ask, lambda said: 0.0, lambda tasks: seen.append(f"{len(tasks)} tasks")), tasks, 3, into)
     assert seen[0] == "6 tasks"
     assert sorted(seen[1:]) == sorted(task.text for task in tasks)
     into.minutes = [0.5, 0.2, 3.0]
     assert into.row(6) == ["12.0", "2.00", "90", "6 of 6", "42 of 42"]
+
+
+def test_questions_share_all_but_the_question() -> None:
+    """So that what is warm is the document; another round's is another one."""
+    one, other = questions(0)
+    assert one[:-1] == other[:-1]
+    assert one[-1] != other[-1]
+    assert len(one[1]["content"]) > 5600
+    assert questions(0) == [one, other]
+    assert questions(1)[0][1] != one[1]
