@@ -160,8 +160,8 @@ def messages(task: Task) -> list[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def skerry(form: Form, threads: int) -> Iterator[Server]:
-    """Run the daemon on a socket of its own.
+def daemon(form: Form, threads: int) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Run the daemon; gives the process and its socket.
 
     Raises:
         SideFailed: it does not become ready.
@@ -173,7 +173,6 @@ def skerry(form: Form, threads: int) -> Iterator[Server]:
             models_dir=str(path.parent),
             keys_dir=form.arguments["keys"],
             socket=str(folder / "s.sock"),
-            preload=(path.name,),
             threads=threads,
             limits=Limits(running=max(CALLERS), per_caller=4 * max(CALLERS)),
         )
@@ -183,13 +182,19 @@ def skerry(form: Form, threads: int) -> Iterator[Server]:
             process = subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=log, stderr=log)
         try:
             _wait(process, folder)
-            client = Client(folder / "s.sock")
-            yield Server(
-                lambda task: _ask_skerry(client, path.name, task), lambda said: _first_skerry(client, path.name, said)
-            )
+            yield process, folder / "s.sock"
         finally:
             process.terminate()
             process.wait()
+
+
+@contextlib.contextmanager
+def skerry(form: Form, threads: int) -> Iterator[Server]:
+    """Run the daemon, the model in memory."""
+    model = Path(form.arguments["path"]).name
+    with daemon(form, threads) as (_, socket), Client(socket) as client:
+        client.load(model)
+        yield Server(lambda task: _ask_skerry(client, model, task), lambda said: _first_skerry(client, model, said))
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path) -> None:
