@@ -116,12 +116,13 @@ def type_of(file: str) -> str:
 
 def peer_forms(recipe: Recipe, folder: Path, python: Path, progress: Progress) -> list[Form]:
     """Give llama.cpp the pinned weights, as they are and as it converts them, with flash attention off and on."""
-    published = source.fetch(recipe.source, progress)
-    files = {type_of(recipe.source.file): published}
+    pinned = source.pinned(recipe)
+    published = source.fetch(pinned, progress)
+    files = {type_of(pinned.file): published}
     with Side(python, "bench.llama_side") as side:
         for kind in PEER_TYPES:
             # The name carries the source's hash: another source, another file.
-            target = folder / "gguf" / f"{recipe.name}-{recipe.source.sha256[:12]}.{kind}.gguf"
+            target = folder / "gguf" / f"{recipe.name}-{pinned.sha256[:12]}.{kind}.gguf"
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 progress(f"llama.cpp makes {kind}", 0.0)

@@ -141,7 +141,7 @@ def opened(
     Raises:
         BuildError: the source is damaged, wrong, or not what the recipe says.
     """
-    path = weights or source.fetch(recipe.source, portion(progress, 0.0, 0.2))
+    path = weights or source.fetch(source.pinned(recipe), portion(progress, 0.0, 0.2))
     with open_weights(path) as w:
         _check_weights(w, recipe)
         progress("hashing the weights", 0.2)
@@ -242,7 +242,7 @@ def _check_weights(weights: Weights, recipe: Recipe) -> None:
 def _provenance(recipe: Recipe, weights: Weights) -> cards.Provenance:
     """Say which files were read; the operator's own are named without a package."""
     digests = {file.name: source.digest(file) for file in weights.files}
-    if list(digests.values()) == [recipe.source.sha256]:
+    if recipe.source is not None and list(digests.values()) == [recipe.source.sha256]:
         sources = tuple(
             cards.Source(package=p.package, version=p.version, file=p.file, size_bytes=p.size_bytes, sha256=p.sha256)
             for p in recipe.source.pieces

