@@ -9,7 +9,7 @@ The buffers are as long as the model's context, but memory is taken only for tok
 becomes free gives its pages back to the kernel: what one caller asked is not left for the next.
 
 A graph may also convolve over the last tokens; what goes into those convolutions is kept for every token just like
-keys and values (see `session`), so any cache goes back to any length, exactly.
+keys and values (see `convolution`), so any cache goes back to any length, exactly.
 """
 
 import heapq
@@ -36,7 +36,7 @@ class Arena:
     """The buffers of one model.
 
     Attributes:
-        buffers: float32, shape (slots, heads, capacity, width), by the name of the graph's input.
+        buffers: float32, shape (slots, heads, capacity, width), by the name of the graph's input or output.
         capacity: tokens that a slot can hold.
     """
 

@@ -11,7 +11,8 @@ that was verified.
 
 The key/value caches of all sequences lie in one buffer a layer (see `cache`), which is both the graph's past and its
 present input and output: a step appends a row and copies nothing. `cache.rewind` goes back, exactly. One pass may
-append to several caches, each by its own number of tokens; the graph's inputs are described in `forge.layers`.
+append to several caches, each by its own number of tokens; the graph's inputs are described in `forge.layers`. What a
+graph with convolutions needs beside them: `convolution`.
 
 What this does NOT protect against: a session is not locked, so one thread at a time may call `forward`. And the same
 tokens in chunks of another size have slightly different logits, as the attention adds in another order and 8-bit
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 
 from appliance.decoding.sampling import Logits
 from appliance.engine.cache import Arena, Cache, promised_bytes
+from appliance.engine.convolution import Convolutions, Span, convolutions_of
 from appliance.engine.prefixes import Prefixes
 from appliance.errors import CardMismatch, ContextTooLong, InternalError, OutOfMemory
 from appliance.models.card import Card
@@ -49,6 +51,9 @@ MEMORY_RESERVE_BYTES = 64 << 20
 _INPUTS = frozenset(
     ["input_ids", "query_seqlens", "seqlens_k", "total_sequence_length", "padded_rows", "flat_rows", "logit_rows"]
 )
+Wanted = Sequence[tuple[Cache, NDArray[np.int64], NDArray[np.int64]]]
+"""Caches, the tokens to append to each, and the rows whose logits are asked for."""
+
 _DTYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 10: np.float16}
 
 
@@ -85,7 +90,10 @@ class Session:
         self._session, self._weights = _open_session(model, self.threads)
         model.recheck()
         model.release_pages()
-        self._arena = Arena(_cache_shapes(self._session, model.card), slots, model.card.context_length)
+        shapes, self._convolutions = _cache_shapes(self._session, model.card)
+        self._cached = list(shapes)  # names of inputs and outputs that are the arena's own memory
+        kept = self._convolutions.shapes if self._convolutions else {}
+        self._arena = Arena(shapes | kept, slots, model.card.context_length)
         self._bindings: dict[tuple[int, int], Any] = {}
         self._vocabulary_size = model.card.vocabulary_size
         self._step_logits = np.zeros((slots, self._vocabulary_size), np.float32)
@@ -137,7 +145,7 @@ class Session:
         """
         return self.forward_together([(cache, tokens, np.array([len(tokens) - 1]) if rows is None else rows)])[0]
 
-    def forward_together(self, wanted: Sequence[tuple[Cache, NDArray[np.int64], NDArray[np.int64]]]) -> list[Logits]:
+    def forward_together(self, wanted: Wanted) -> list[Logits]:
         """Append tokens to several caches in one pass.
 
         Args:
@@ -150,39 +158,21 @@ class Session:
         for cache, tokens, _ in wanted:
             if cache.length + len(tokens) > cache.capacity:
                 raise ContextTooLong(f"cannot append {len(tokens)} tokens: {cache.length} of {cache.capacity} are used")
-        # 1. which slots take part: a slot between them that has no tokens is left as it is
-        slots = [cache.slot for cache, _, _ in wanted]
-        first, end = min(slots), max(slots) + 1
-        counts, totals = np.zeros(end - first, np.int32), np.ones(end - first, np.int32)
-        starts = np.cumsum([0] + [len(tokens) for _, tokens, _ in wanted])
-        for cache, tokens, _ in wanted:
-            counts[cache.slot - first] = len(tokens)
-            totals[cache.slot - first] = cache.length + len(tokens)
-        # 2. where each token stands in the padded rows that the attention sees
-        longest = int(counts.max())
-        padded = np.zeros((end - first, longest), np.int64)
-        for (cache, tokens, _), start in zip(wanted, starts, strict=False):
-            padded[cache.slot - first, : len(tokens)] = np.arange(start, start + len(tokens))
-        rows_of = [(cache.slot - first) * longest + np.arange(len(tokens)) for cache, tokens, _ in wanted]
-        # 3. the pass
-        binding = self._binding(first, end)
-        inputs: dict[str, NDArray[Any]] = {
-            "input_ids": np.concatenate([tokens for _, tokens, _ in wanted], dtype=np.int64),
-            "query_seqlens": counts,
-            "seqlens_k": totals - 1,
-            "total_sequence_length": np.array(totals.max(), np.int32),
-            "padded_rows": padded,
-            "flat_rows": np.concatenate(rows_of, dtype=np.int64),
-            "logit_rows": np.concatenate([rows + s for (*_, rows), s in zip(wanted, starts, strict=False)]),
-        }
+        first, end, spans, inputs = _lay_out(wanted)
+        binding, kept = self._binding(first, end), None
+        if self._convolutions is not None:
+            inputs |= self._convolutions.states(self._arena, spans)
+            kept = self._convolutions.bind(binding, len(inputs["input_ids"]))
         for name, value in inputs.items():
             binding.bind_cpu_input(name, value)
         number = len(inputs["logit_rows"])
         # Rows of single tokens are read before the next step and need no memory of their own each time.
-        reused = longest == 1 and number <= len(self._step_logits)
+        reused = inputs["padded_rows"].shape[1] == 1 and number <= len(self._step_logits)
         logits = self._step_logits[:number] if reused else np.empty((number, self._vocabulary_size), np.float32)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
         self._session.run_with_iobinding(binding)
+        if self._convolutions is not None and kept is not None:
+            self._convolutions.keep(self._arena, spans, kept)
         for cache, tokens, _ in wanted:
             cache.length += len(tokens)
         return np.split(logits, np.cumsum([len(rows) for *_, rows in wanted])[:-1])
@@ -191,8 +181,8 @@ class Session:
         """Bind the slots from `first` to `end`; made once for each pair."""
         if (first, end) not in self._bindings:
             binding = self._session.io_binding()
-            for name, buffer in self._arena.buffers.items():
-                value = ort.OrtValue.ortvalue_from_numpy(buffer[first:end])
+            for name in self._cached:
+                value = ort.OrtValue.ortvalue_from_numpy(self._arena.buffers[name][first:end])
                 binding.bind_ortvalue_input(name, value)
                 binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
             self._bindings[first, end] = binding
@@ -213,6 +203,42 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _lay_out(wanted: Wanted) -> tuple[int, int, list[Span], dict[str, NDArray[Any]]]:
+    """Say which slots a pass is about, where each sequence stands in it, and the graph's inputs.
+
+    Returns:
+        The first slot and the end; a span for each of `wanted`; the inputs that every graph has, by name.
+    """
+    # 1. which slots take part: a slot between them that has no tokens is left as it is
+    slots = [cache.slot for cache, _, _ in wanted]
+    first, end = min(slots), max(slots) + 1
+    counts, totals = np.zeros(end - first, np.int32), np.ones(end - first, np.int32)
+    starts = np.cumsum([0] + [len(tokens) for _, tokens, _ in wanted])
+    spans = [
+        Span(cache.slot, cache.length, int(start), int(start) + len(tokens))
+        for (cache, tokens, _), start in zip(wanted, starts, strict=False)
+    ]
+    for span in spans:
+        counts[span.slot - first] = span.end - span.start
+        totals[span.slot - first] = span.length + span.end - span.start
+    # 2. where each token stands in the padded rows that the attention sees
+    longest = int(counts.max())
+    padded = np.zeros((end - first, longest), np.int64)
+    for span in spans:
+        padded[span.slot - first, : span.end - span.start] = np.arange(span.start, span.end)
+    rows_of = [(span.slot - first) * longest + np.arange(span.end - span.start) for span in spans]
+    inputs: dict[str, NDArray[Any]] = {
+        "input_ids": np.concatenate([tokens for _, tokens, _ in wanted], dtype=np.int64),
+        "query_seqlens": counts,
+        "seqlens_k": totals - 1,
+        "total_sequence_length": np.array(totals.max(), np.int32),
+        "padded_rows": padded,
+        "flat_rows": np.concatenate(rows_of, dtype=np.int64),
+        "logit_rows": np.concatenate([rows + span.start for (*_, rows), span in zip(wanted, spans, strict=True)]),
+    }
+    return first, end, spans, inputs
 
 
 def require_memory(size_bytes: int, what: str) -> None:
@@ -263,8 +289,8 @@ def _view(weights: memoryview, tensor: ExternalTensor) -> NDArray[Any]:
     )
 
 
-def _cache_shapes(session: Any, card: Card) -> dict[str, tuple[int, int]]:
-    """Read heads and width of every cache from the graph's own inputs."""
+def _cache_shapes(session: Any, card: Card) -> tuple[dict[str, tuple[int, int]], Convolutions | None]:
+    """Read heads and width of every cache, and the convolutions, from the graph's own inputs and outputs."""
     inputs = {i.name: i.shape for i in session.get_inputs()}
     outputs = {o.name: o.shape for o in session.get_outputs()}
     missing = _INPUTS - inputs.keys()
@@ -280,4 +306,7 @@ def _cache_shapes(session: Any, card: Card) -> dict[str, tuple[int, int]]:
     caches = {n: (int(s[1]), int(s[3])) for n, s in inputs.items() if n.startswith("past_key_values.")}
     if not caches:
         raise InternalError(f"cannot run {card.name}: its graph has no cache")
-    return caches
+    try:
+        return caches, convolutions_of(inputs, outputs)
+    except ValueError as e:
+        raise CardMismatch(f"cannot run {card.name}: {e}", hint="build the package again") from e

@@ -23,7 +23,7 @@ from appliance.engine.session import Session
 from appliance.errors import BuildError, LicenceNotAccepted
 from appliance.files import Progress, no_progress, publish_directory, read_limited
 from appliance.forge import evaluate as measuring
-from appliance.forge import gemma3, llama, source
+from appliance.forge import gemma3, lfm2, llama, qwen3, source
 from appliance.forge.evaluate import portion
 from appliance.forge.graph import Graph
 from appliance.forge.layers import Layers
@@ -42,7 +42,7 @@ from appliance.models.package import (
 )
 from appliance.trust import keys
 
-ARCHITECTURES: dict[str, ModuleType] = {"llama": llama, "gemma3": gemma3}
+ARCHITECTURES: dict[str, ModuleType] = {"llama": llama, "gemma3": gemma3, "qwen3": qwen3, "lfm2": lfm2}
 _MAX_TEXT_BYTES = 1 << 20
 
 
@@ -321,7 +321,7 @@ def count_parameters(weights: Weights) -> cards.Parameters:
             size *= n
         if name.endswith("_norm.weight"):
             counts["norms"] += size
-        elif ".attn_" in name:
+        elif ".attn_" in name or ".shortconv." in name:  # a convolution stands where other layers attend
             counts["attention"] += size
         elif ".ffn_" in name:
             counts["feed_forward"] += size

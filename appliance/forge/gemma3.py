@@ -51,10 +51,7 @@ def write(layers: Layers) -> None:
     x = layers.norm(residual, "blk.0.attn_norm")
     for i in range(h.layers):
         block = f"blk.{i}."
-        q, k, v = layers.split_heads(layers.linear(x, block + "attn_q", block + "attn_k", block + "attn_v"))
-        q = layers.norm_heads(q, h.heads, block + "attn_q_norm")
-        k = layers.norm_heads(k, h.kv_heads, block + "attn_k_norm")
-        attended = layers.linear(layers.attention(i, q, k, v), block + "attn_output")
+        attended = layers.linear(layers.normed_attention(i, x), block + "attn_output")
         attended = layers.norm(attended, block + "post_attention_norm")
         x, residual = layers.add_norm(attended, residual, block + "ffn_norm")
         gate = g.node("FastGelu", [layers.linear(x, block + "ffn_gate")], domain=MS)  # the tanh form, as in training

@@ -27,6 +27,8 @@ _MAGIC, _VERSION = b"GGUF", 3
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _MAX_TENSORS, _MAX_FIELDS, _MAX_DIMENSIONS = 100_000, 10_000, 4
+_ARCHITECTURES = ("llama", "gemma3", "qwen3", "lfm2")
+_NAMES = {"lfm2": {"token_embd_norm.weight": "output_norm.weight"}}  # after the last layer in spite of its name
 _HINT = "the file is damaged or not complete: fetch it again"
 
 T = TypeVar("T")
@@ -112,6 +114,9 @@ class GgufWeights(Weights):
         except (OSError, ValueError) as e:
             raise BuildError(f"cannot read {path.name}: {e}", hint=_HINT) from e
         self.hyperparameters = self._hyperparameters()
+        for found, name in _NAMES.get(self.hyperparameters.architecture, {}).items():
+            if found in self._tensors and name not in self._tensors:
+                self._tensors[name] = self._tensors.pop(found)
         self.tokenizer = self._tokenizer()
         # Tensors are read and not mapped: mapped pages stay and count as memory of the process.
         self._file = path.open("rb", buffering=0)
@@ -187,16 +192,12 @@ class GgufWeights(Weights):
 
     def _hyperparameters(self) -> Hyperparameters:
         name = self._field("general.architecture", str)
-        if name not in ("llama", "gemma3"):
+        if name not in _ARCHITECTURES:
             raise BuildError(
-                f"cannot build {self.path.name}: its architecture is {name!r}, expected llama or gemma3",
+                f"cannot build {self.path.name}: its architecture is {name!r}, expected {' or '.join(_ARCHITECTURES)}",
                 hint="Skerry builds only architectures that it has tested",
             )
-        for unsupported in ("rope.scaling.type", "expert_count", "attn_logit_softcapping", "final_logit_softcapping"):
-            if self._fields.get(f"{name}.{unsupported}", "none") not in ("none", 0, 0.0):
-                raise BuildError(
-                    f"cannot build {self.path.name}: {name}.{unsupported} is set, expected a model without"
-                )
+        self._refuse_unsupported(name)
         hidden = self._field(f"{name}.embedding_length", int)
         heads = self._field(f"{name}.attention.head_count", int)
         if heads <= 0:
@@ -206,13 +207,15 @@ class GgufWeights(Weights):
             if self._field(key, int, head_dim) != head_dim:
                 raise BuildError(f"cannot build {self.path.name}: {key} is not {head_dim}, the width of a head")
         gemma = name == "gemma3"
+        layers = self._field(f"{name}.block_count", int)
+        kv_heads, conv_layers = self._kv_heads(name, layers, heads)
         return Hyperparameters(
             architecture=name,
-            layers=self._field(f"{name}.block_count", int),
+            layers=layers,
             hidden=hidden,
             feed_forward=self._field(f"{name}.feed_forward_length", int),
             heads=heads,
-            kv_heads=self._field(f"{name}.attention.head_count_kv", int, heads),
+            kv_heads=kv_heads,
             head_dim=head_dim,
             context_length=self._field(f"{name}.context_length", int),
             norm_epsilon=self._field(f"{name}.attention.layer_norm_rms_epsilon", float),
@@ -221,7 +224,32 @@ class GgufWeights(Weights):
             rope_theta_local=10_000.0 if gemma else None,
             sliding_window=self._field(f"{name}.attention.sliding_window", int) if gemma else None,
             global_layer_every=6 if gemma else 1,
+            conv_layers=conv_layers,
+            conv_kernel=self._field(f"{name}.shortconv.l_cache", int) if name == "lfm2" else 0,
         )
+
+    def _refuse_unsupported(self, name: str) -> None:
+        """Settings that would change the computation and that no test here covers."""
+        unsupported = ["rope.scaling.type", "expert_count", "attn_logit_softcapping", "final_logit_softcapping"]
+        if name in ("qwen3", "lfm2"):
+            unsupported.append("attention.sliding_window")
+        for key in unsupported:
+            if self._fields.get(f"{name}.{key}", "none") not in ("none", 0, 0.0):
+                raise BuildError(f"cannot build {self.path.name}: {name}.{key} is set, expected a model without")
+        if not self._field(f"{name}.attention.causal", bool, True):
+            raise BuildError(f"cannot build {self.path.name}: {name}.attention.causal is false, expected true")
+
+    def _kv_heads(self, name: str, layers: int, heads: int) -> tuple[int, frozenset[int]]:
+        """Key heads, and the layers that convolve: LFM2 has a list with no heads for those."""
+        key = f"{name}.attention.head_count_kv"
+        if name != "lfm2":
+            return self._field(key, int, heads), frozenset()
+        listed = self._field(key, list)
+        if len(listed) != layers or not all(type(n) is int for n in listed) or len(set(listed) - {0}) != 1:
+            raise BuildError(
+                f"cannot build {self.path.name}: {key} is irregular, expected 0 or the same number for each layer"
+            )
+        return max(listed), frozenset(i for i, n in enumerate(listed) if n == 0)
 
     def _tokenizer(self) -> SourceTokenizer:
         key = "tokenizer.ggml."

@@ -14,6 +14,13 @@ Inputs:   input_ids int64 [tokens]
 Outputs:  logits float32 [rows, vocabulary]
           present.{i}.key, .value             bound to the same buffers as the past: updated in place
 
+A layer that convolves has no keys and values. Its kernel goes over the last tokens of a sequence, so it is told what
+went into it for the tokens before this run, and says what goes into it for the tokens of this run:
+
+Inputs:   conv_seqlens int32 [active + 1]     where in `input_ids` each sequence that has tokens begins, and their end
+          conv_states.{i} float32 [active, hidden, kernel - 1]  the tokens before, the latest last; zeros where none is
+Outputs:  conv_inputs.{i} float32 [tokens, hidden]
+
 The embedding table is in the file once; the head reads the same bytes.
 """
 
@@ -197,6 +204,43 @@ class Layers:
         shape = g.constant(f"shape.{width}_flat", np.array([-1, width], np.int64))
         return g.node("Gather", [g.node("Reshape", [outputs[0], shape]), "flat_rows"])
 
+    def normed_attention(self, layer: int, x: str) -> str:
+        """Project to Q, K and V, norm every head of Q and K, attend: [tokens, heads * head_dim]."""
+        h, block = self.hyperparameters, f"blk.{layer}."
+        q, k, v = self.split_heads(self.linear(x, block + "attn_q", block + "attn_k", block + "attn_v"))
+        q = self.norm_heads(q, h.heads, block + "attn_q_norm")
+        k = self.norm_heads(k, h.kv_heads, block + "attn_k_norm")
+        return self.attention(layer, q, k, v)
+
+    def short_convolution(self, layer: int, x: str) -> str:
+        """Gate, convolve each channel over the last tokens, gate again: [tokens, hidden] of [tokens, 3 * hidden].
+
+        Args:
+            x: both gates and the values, side by side: B, C, x.
+        """
+        g, name = self.graph, f"blk.{layer}.shortconv.conv.weight"
+        b, c, values = g.node_with_outputs("Split", [x], [f"{x}.{part}" for part in "bcx"], axis=-1, num_outputs=3)
+        (inputs,) = g.node_with_outputs("Mul", [b, values], [f"conv_inputs.{layer}"])
+        self._report(name)
+        kernel = g.constant(name, self.weights.read(name)[:, None, :])
+        # The operator's own state is that after the last token, too late for a rewind: it is never read.
+        outputs = [f"convolved.{layer}", f"conv_end.{layer}"]
+        g.node_with_outputs(
+            "VarlenCausalConvWithState",
+            [inputs, kernel, "conv_seqlens", "", f"conv_states.{layer}"],
+            outputs,
+            domain=MS,
+            activation="none",
+        )
+        return g.node("Mul", [c, outputs[0]])
+
+    def swiglu(self, x: str, block: str) -> str:
+        """Feed forward through SwiGLU: [tokens, hidden]."""
+        g = self.graph
+        gate = g.node("QuickGelu", [self.linear(x, block + "ffn_gate")], domain=MS, alpha=1.0)  # x * sigmoid(x): SiLU
+        product = g.node("Mul", [gate, self.linear(x, block + "ffn_up")])
+        return self.linear(product, block + "ffn_down")
+
     def _rotary(self, theta: float) -> tuple[str, str]:
         """Tables of cosines and sines: [context_length, head_dim / 2] each; computed in float64."""
         width = self.hyperparameters.head_dim
@@ -258,7 +302,7 @@ class Layers:
         return self.graph.node_with_outputs("MatMulNBits", operands, [output], domain=MS, **attributes)[0]
 
     def _cache(self, prefix: str) -> list[str]:
-        return [f"{prefix}.{i}.{part}" for i in range(self.hyperparameters.layers) for part in ("key", "value")]
+        return [f"{prefix}.{i}.{part}" for i in self.hyperparameters.attention_layers for part in ("key", "value")]
 
     def _inputs(self) -> list[object]:
         h = self.hyperparameters
@@ -272,6 +316,8 @@ class Layers:
             ints("flat_rows", ("tokens",), bits=64),
             ints("logit_rows", ("rows",), bits=64),
             *(floats(name, shape) for name in self._cache("past_key_values")),
+            *([ints("conv_seqlens", ("boundaries",), bits=32)] if h.conv_layers else []),
+            *(floats(f"conv_states.{i}", ("active", h.hidden, h.conv_kernel - 1)) for i in sorted(h.conv_layers)),
         ]
 
     def _outputs(self) -> list[object]:
@@ -280,4 +326,5 @@ class Layers:
         return [
             floats("logits", ("rows", self._vocabulary)),
             *(floats(name, shape) for name in self._cache("present")),
+            *(floats(f"conv_inputs.{i}", ("tokens", h.hidden)) for i in sorted(h.conv_layers)),
         ]

@@ -6,7 +6,6 @@ others, or without one of these, is refused, because a graph that ignores a bias
 Source: Touvron et al. 2023 (LLaMA), Shazeer 2020 (GLU variants), Su et al. 2021 (RoPE); Ainslie et al. 2023 (GQA).
 """
 
-from appliance.forge.graph import MS
 from appliance.forge.layers import Layers
 from appliance.forge.weights import Hyperparameters
 
@@ -39,7 +38,7 @@ def optional_shapes(h: Hyperparameters, vocabulary: int) -> dict[str, Shape]:
 
 def write(layers: Layers) -> None:
     """Write the whole graph."""
-    h, g = layers.hyperparameters, layers.graph
+    h = layers.hyperparameters
     residual = layers.embedding()
     x = layers.norm(residual, "blk.0.attn_norm")
     for i in range(h.layers):
@@ -47,8 +46,6 @@ def write(layers: Layers) -> None:
         qkv = layers.linear(x, block + "attn_q", block + "attn_k", block + "attn_v")
         attended = layers.attention(i, qkv)
         x, residual = layers.add_norm(layers.linear(attended, block + "attn_output"), residual, block + "ffn_norm")
-        gate = g.node("QuickGelu", [layers.linear(x, block + "ffn_gate")], domain=MS, alpha=1.0)  # x * sigmoid(x): SiLU
-        product = g.node("Mul", [gate, layers.linear(x, block + "ffn_up")])
         following = f"blk.{i + 1}.attn_norm" if i + 1 < h.layers else "output_norm"
-        x, residual = layers.add_norm(layers.linear(product, block + "ffn_down"), residual, following)
+        x, residual = layers.add_norm(layers.swiglu(x, block), residual, following)
     layers.head(x)

@@ -80,7 +80,7 @@ class _Fields(_Part, frozen=True):
     """The package's name is this and the quantization: name-q8."""
     version: Line
     summary: Line
-    architecture: Literal["llama", "gemma3"]
+    architecture: Literal["llama", "gemma3", "qwen3", "lfm2"]
     licence: Terms
     source: Pinned | None
     """None where no package carries the weights: the operator brings them."""

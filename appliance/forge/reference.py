@@ -5,7 +5,7 @@ also a second opinion on the graphs; and it needs a few megabytes where a float3
 
 What this is NOT for: generating. It has no cache and computes whole texts only.
 
-Source: as for the architectures; see `llama` and `gemma3`.
+Source: as for the architectures; see `llama`, `gemma3`, `qwen3` and `lfm2`.
 """
 
 from collections.abc import Iterator
@@ -35,9 +35,8 @@ def hidden_states(weights: Weights, tokens: NDArray[np.int64], progress: Progres
     for i in range(h.layers):
         progress("computing the float32 reference", i / h.layers)
         block = f"blk.{i}."
-        x += _norm(
-            weights, _attention(weights, i, _norm(weights, x, block + "attn_norm")), block + "post_attention_norm"
-        )
+        mix = _convolution if i in h.conv_layers else _attention
+        x += _norm(weights, mix(weights, i, _norm(weights, x, block + "attn_norm")), block + "post_attention_norm")
         y = _norm(weights, x, block + "ffn_norm")
         gate = _linear(weights, y, block + "ffn_gate")
         gate = _gelu(gate) if h.architecture == "gemma3" else gate / (1 + np.exp(-gate))
@@ -101,6 +100,16 @@ def _attention(weights: Weights, layer: int, x: Floats) -> Floats:
             np.exp(scores, out=scores)
             attended[start:stop, head] = scores @ v[first:stop, group] / scores.sum(-1, keepdims=True)
     return _linear(weights, attended.reshape(n, -1), block + "attn_output")
+
+
+def _convolution(weights: Weights, layer: int, x: Floats) -> Floats:
+    """Gated: each channel is a sum over its last tokens, its own included; before the first one there is nothing."""
+    h, block, n = weights.hyperparameters, f"blk.{layer}.shortconv.", len(x)
+    before, after, values = np.split(_linear(weights, x, block + "in_proj"), 3, -1)
+    kernel = weights.read(block + "conv.weight")
+    padded = np.concatenate([np.zeros((h.conv_kernel - 1, h.hidden), np.float32), before * values])
+    summed = sum(padded[k : k + n] * kernel[:, k] for k in range(h.conv_kernel))
+    return _linear(weights, after * summed, block + "out_proj")
 
 
 def _rotate(x: Floats, theta: float) -> Floats:

@@ -26,11 +26,12 @@ _MAX_CONFIG_BYTES, _MAX_TOKENIZER_BYTES = 1 << 20, 64 << 20
 _MAX_TENSORS = 100_000
 _DAMAGED = "the file is damaged or not complete: fetch it again"
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-_ARCHITECTURES = {"llama": "llama", "gemma3_text": "gemma3"}
+_ARCHITECTURES = {"llama": "llama", "gemma3_text": "gemma3", "qwen3": "qwen3", "lfm2": "lfm2"}
 
 _NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
+    "model.embedding_norm.weight": "output_norm.weight",  # LFM2's, after the last layer in spite of its name
     "lm_head.weight": "output.weight",
 }
 _BLOCK_NAMES = {
@@ -45,13 +46,30 @@ _BLOCK_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-# The same name means the norm before the feed-forward in llama, and the one after the attention in Gemma 3.
+# The same name means the norm before the feed-forward in llama and Qwen3, and the one after the attention in Gemma 3.
 _LLAMA_NAMES = _BLOCK_NAMES | {"post_attention_layernorm": "ffn_norm"}
 _GEMMA_NAMES = _BLOCK_NAMES | {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+_LFM2_NAMES = {
+    "operator_norm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.out_proj": "attn_output",
+    "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_layernorm": "attn_k_norm",
+    "conv.in_proj": "shortconv.in_proj",
+    "conv.conv": "shortconv.conv",
+    "conv.out_proj": "shortconv.out_proj",
+    "ffn_norm": "ffn_norm",
+    "feed_forward.w1": "ffn_gate",
+    "feed_forward.w3": "ffn_up",
+    "feed_forward.w2": "ffn_down",
+}
+_LAYER_NAMES = {"llama": _LLAMA_NAMES, "gemma3": _GEMMA_NAMES, "qwen3": _LLAMA_NAMES, "lfm2": _LFM2_NAMES}
 
 T = TypeVar("T")
 
@@ -96,7 +114,7 @@ class SafetensorsWeights(Weights):
         except BaseException:
             self.close()
             raise
-        if config.get("tie_word_embeddings", self.hyperparameters.architecture == "gemma3"):
+        if _is_tied(config, self.hyperparameters.architecture):
             self._tensors.pop("output.weight", None)  # a copy of the embedding, which some tools write out
         self._shapes = {name: t.shape for name, t in self._tensors.items()}
 
@@ -141,7 +159,10 @@ class SafetensorsWeights(Weights):
             name = _canonical(published, self.hyperparameters)
             if name in self._tensors:
                 raise BuildError(f"cannot read {shard.name}: tensor {published} stands twice in the folder")
-            self._tensors[name] = _Tensor(index, _DTYPES[entry.dtype], entry.shape, start + entry.data_offsets[0])
+            shape = entry.shape
+            if name.endswith(".shortconv.conv.weight") and len(shape) == 3 and shape[1] == 1:
+                shape = (shape[0], shape[2])  # a channel hears itself only
+            self._tensors[name] = _Tensor(index, _DTYPES[entry.dtype], shape, start + entry.data_offsets[0])
 
 
 def _header(file: IO[bytes], name: str) -> tuple[int, dict[str, _Entry]]:
@@ -193,7 +214,7 @@ def _canonical(published: str, h: Hyperparameters) -> str:
     """Translate a tensor's name; names that are not known stay, and the architecture refuses them."""
     if published in _NAMES:
         return _NAMES[published]
-    names = _GEMMA_NAMES if h.architecture == "gemma3" else _LLAMA_NAMES
+    names = _LAYER_NAMES[h.architecture]
     before, _, rest = published.removeprefix("model.layers.").partition(".")
     middle = rest.removesuffix(".weight")
     if published.startswith("model.layers.") and before.isdecimal() and rest.endswith(".weight") and middle in names:
@@ -227,52 +248,104 @@ def _hyperparameters(config: Mapping[str, Any], source: str) -> Hyperparameters:
             hint="Skerry builds only architectures that it has tested",
         )
     architecture = _ARCHITECTURES[published]
-    gemma = architecture == "gemma3"
-    _refuse_unsupported(config, source, gemma=gemma)
+    gemma, lfm2 = architecture == "gemma3", architecture == "lfm2"
+    _refuse_unsupported(config, source, architecture)
     heads = _get(config, "num_attention_heads", int)
     hidden = _get(config, "hidden_size", int)
+    layers = _get(config, "num_hidden_layers", int)
     if heads <= 0:
         raise BuildError(f"cannot read config.json: num_attention_heads is {heads}", hint=_DAMAGED)
-    theta, local_theta = _rope(config, source, gemma=gemma)
+    theta, local_theta = _rope(config, source, architecture)
     scalar = _get(config, "query_pre_attn_scalar", float, 256.0) if gemma else None
     if scalar is not None and scalar <= 0:
         raise BuildError(f"cannot read config.json: query_pre_attn_scalar is {scalar}", hint=_DAMAGED)
     return Hyperparameters(
         architecture=architecture,
-        layers=_get(config, "num_hidden_layers", int),
+        layers=layers,
         hidden=hidden,
-        feed_forward=_get(config, "intermediate_size", int),
+        feed_forward=_lfm2_feed_forward(config) if lfm2 else _get(config, "intermediate_size", int),
         heads=heads,
         kv_heads=_get(config, "num_key_value_heads", int, heads),
-        head_dim=_get(config, "head_dim", int, 256 if gemma else hidden // heads),
+        head_dim=_get(config, "head_dim", int, {"gemma3": 256, "qwen3": 128}.get(architecture, hidden // heads)),
         context_length=_get(config, "max_position_embeddings", int),
-        norm_epsilon=_get(config, "rms_norm_eps", float, 1e-6),
+        norm_epsilon=_get(config, "norm_eps", float, 1e-5) if lfm2 else _get(config, "rms_norm_eps", float, 1e-6),
         rope_theta=theta,
         rope_theta_local=local_theta,
         sliding_window=_get(config, "sliding_window", int, 4096) if gemma else None,
         global_layer_every=_global_every(config, source) if gemma else 1,
         attention_scale=scalar**-0.5 if scalar else None,
+        conv_layers=_conv_layers(config, source, layers) if lfm2 else frozenset(),
+        conv_kernel=_get(config, "conv_L_cache", int, 3) if lfm2 else 0,
     )
 
 
-def _refuse_unsupported(config: Mapping[str, Any], source: str, *, gemma: bool) -> None:
+def _is_tied(config: Mapping[str, Any], architecture: str) -> bool:
+    """Whether the head is the embedding; what is meant where nothing is said differs."""
+    if architecture == "lfm2" and "tie_embedding" in config:  # its older name, which wins
+        return bool(config["tie_embedding"])
+    return bool(config.get("tie_word_embeddings", architecture in ("gemma3", "lfm2")))
+
+
+def _refuse_unsupported(config: Mapping[str, Any], source: str, architecture: str) -> None:
     """Settings that would change the computation and that no test here covers."""
+    gemma = architecture == "gemma3"
     activation = "hidden_activation" if gemma else "hidden_act"
     expected = {
         activation: "gelu_pytorch_tanh" if gemma else "silu",
         "attention_bias": False,
         "mlp_bias": False,
+        "conv_bias": False,
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
         "use_bidirectional_attention": False,
     }
+    if architecture == "qwen3":
+        expected["use_sliding_window"] = False
     for key, value in expected.items():
         if config.get(key, value) not in (value, None):
             raise BuildError(f"cannot build {source}: {key} is {config[key]!r:.60}, expected {value!r}")
+    if architecture == "qwen3" and any(kind != "full_attention" for kind in _get(config, "layer_types", list, [])):
+        raise BuildError(f"cannot build {source}: layer_types has other kinds than full_attention, expected that only")
 
 
-def _rope(config: Mapping[str, Any], source: str, *, gemma: bool) -> tuple[float, float | None]:
+def _lfm2_feed_forward(config: Mapping[str, Any]) -> int:
+    """Width of the feed-forward network: what is published is, as a rule, that of one without a gate."""
+    width = _get(config, "block_ff_dim", int, _get(config, "intermediate_size", int, 12288))
+    if not _get(config, "block_auto_adjust_ff_dim", bool, True):
+        return width
+    width = 2 * width // 3
+    if "block_ffn_dim_multiplier" in config and config["block_ffn_dim_multiplier"] is None:
+        return width
+    multiple = _get(config, "block_multiple_of", int, 256)
+    factor = _get(config, "block_ffn_dim_multiplier", float, 1.0)
+    if multiple <= 0 or not 0 < factor < 1 << 16:
+        raise BuildError(
+            f"cannot read config.json: block_multiple_of is {multiple} and block_ffn_dim_multiplier {factor}, "
+            "expected positive numbers",
+            hint=_DAMAGED,
+        )
+    return multiple * -(-int(factor * width) // multiple)
+
+
+def _conv_layers(config: Mapping[str, Any], source: str, layers: int) -> frozenset[int]:
+    """The layers that convolve: from the list of layers, or from the older list of those that attend."""
+    kinds, attending = config.get("layer_types"), config.get("full_attn_idxs")
+    if kinds is None and attending is not None:
+        if not isinstance(attending, list) or not all(type(i) is int and 0 <= i < layers for i in attending):
+            raise BuildError(f"cannot build {source}: full_attn_idxs names layers that are not there, of {layers}")
+        chosen = set(attending)
+        kinds = ["full_attention" if i in chosen else "conv" for i in range(min(layers, _MAX_TENSORS))]
+    known = ("conv", "full_attention")
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
+        raise BuildError(
+            f"cannot build {source}: layer_types must name {' or '.join(known)} for each of the {layers} layers"
+        )
+    return frozenset(i for i, kind in enumerate(kinds) if kind == "conv")
+
+
+def _rope(config: Mapping[str, Any], source: str, architecture: str) -> tuple[float, float | None]:
     """Bases of the rotary embedding (global, local), from the older or the newer form of the configuration."""
+    gemma = architecture == "gemma3"
     newer = _get(config, "rope_parameters", dict, {})
     both: dict[str, Any] = newer if gemma and newer else {"full_attention": newer}
     for part in (*both.values(), config.get("rope_scaling") or {}):
@@ -280,7 +353,7 @@ def _rope(config: Mapping[str, Any], source: str, *, gemma: bool) -> tuple[float
         if kind != "default":
             raise BuildError(f"cannot build {source}: its rotary embedding is scaled ({kind!r:.60}), expected none")
     theta = _get(both.get("full_attention", {}), "rope_theta", float, 0.0)
-    theta = theta or _get(config, "rope_theta", float, 1e6 if gemma else 1e4)
+    theta = theta or _get(config, "rope_theta", float, 1e6 if architecture in ("gemma3", "lfm2") else 1e4)
     local = _get(both.get("sliding_attention", {}), "rope_theta", float, 0.0)
     return theta, (local or _get(config, "rope_local_base_freq", float, 1e4)) if gemma else None
 

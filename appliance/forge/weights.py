@@ -5,8 +5,9 @@ An architecture module sees one set of names, one layout and one set of hyperpar
 
     names    GGUF's: token_embd.weight, blk.3.attn_q.weight, output_norm.weight, ...
     layout   matrices are (outputs, inputs); Q and K have their rotary halves apart (first half, second half of each
-    head) norms    the factor to multiply with (Gemma publishes factor - 1 in safetensors) values   float32, made on
-    demand and a few rows at a time, so that memory stays small
+             head); kernels of convolutions are (channels, tokens), the token's own last
+    norms    the factor to multiply with (Gemma publishes factor - 1 in safetensors)
+    values   float32, made on demand and a few rows at a time, so that memory stays small
 
 What this does NOT protect against: weights that are well formed and wrong; only the recipe's hash does.
 """
@@ -47,6 +48,7 @@ class Affine4:
         return cls(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("q", "scale", "offset")))
 
 
+_MAX_CONV_KERNEL = 64  # a state is that long, for every sequence
 _CHUNK_VALUES = 1 << 20  # 4 MiB of float32; the quantizer needs a few times that
 
 
@@ -58,6 +60,8 @@ class Hyperparameters:
         rope_theta_local: base of the rotary embedding in local layers, None where all layers are global.
         sliding_window: tokens that a local layer sees, itself included, None where all layers are global.
         global_layer_every: every n-th layer is global, the others local.
+        conv_layers: layers that convolve over the last tokens instead of attending.
+        conv_kernel: tokens that such a layer sees, its own included; 0 where there are none.
     """
 
     architecture: str
@@ -74,6 +78,8 @@ class Hyperparameters:
     sliding_window: int | None = None
     global_layer_every: int = 1
     attention_scale: float | None = None
+    conv_layers: frozenset[int] = frozenset()
+    conv_kernel: int = 0
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "feed_forward", "heads", "kv_heads", "head_dim", "context_length"):
@@ -87,6 +93,18 @@ class Hyperparameters:
         for name in ("norm_epsilon", "rope_theta"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise BuildError(f"cannot build the model: {name} is {getattr(self, name)}, expected a positive number")
+        if self.conv_layers and not 2 <= self.conv_kernel <= _MAX_CONV_KERNEL:
+            raise BuildError(
+                f"cannot build the model: its convolutions see {self.conv_kernel} tokens, "
+                f"expected 2 to {_MAX_CONV_KERNEL}"
+            )
+        if not self.attention_layers:
+            raise BuildError("cannot build the model: none of its layers attends, expected one that does")
+
+    @property
+    def attention_layers(self) -> list[int]:
+        """The layers that have keys and values."""
+        return [i for i in range(self.layers) if i not in self.conv_layers]
 
     def is_local(self, layer: int) -> bool:
         """Tell whether a layer attends to the sliding window only."""

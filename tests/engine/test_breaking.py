@@ -16,7 +16,7 @@ from appliance.decoding.sampling import SamplingParams
 from appliance.engine.completion import CompletionRequest, Delta, complete
 from appliance.engine.session import Session
 from appliance.models.tokenizer import Tokenizer
-from tests.fakes.built_models import BuiltModel, smollm2, tiny
+from tests.fakes.built_models import ARCHITECTURES, BuiltModel, smollm2, tiny
 from tests.fakes.scripted import RuledSession
 
 END, THINK, ANSWER = 290, 291, 292
@@ -244,7 +244,7 @@ def test_without_a_break_all_is_the_same(seed: int, temperature: float, few: int
 # --- a real graph -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3"])
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BuiltModel:
     return tiny(tmp_path_factory.mktemp(request.param), request.param, "q8")
 

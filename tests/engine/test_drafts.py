@@ -231,7 +231,7 @@ def test_what_the_form_forbids_is_not_computed() -> None:
     assert grammar.accepts(said[1:]) == 0, "none of it changed the state, and now it may not come any more"
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("architecture", built_models.ARCHITECTURES)
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_a_real_engine_says_the_same(
     tmp_path: Path, architecture: built_models.Architecture, temperature: float

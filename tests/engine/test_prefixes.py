@@ -20,7 +20,7 @@ PROMPT = rng.integers(3, 300, 3 * PART + 40)
 OTHER = np.concatenate([PROMPT[: PART + 30], rng.integers(3, 300, 2 * PART)])
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3"])
+@pytest.fixture(scope="module", params=built_models.ARCHITECTURES)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> built_models.BuiltModel:
     folder = tmp_path_factory.mktemp("tiny") / "box"
     return built_models.tiny(folder, request.param, "q8", context_length=1024)

@@ -20,7 +20,7 @@ from tests.fakes.built_models import BuiltModel
 TOKENS = np.array([5, 17, 90, 33, 250, 7, 7, 120, 64, 201, 15, 88], np.int64)
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3"])
+@pytest.fixture(scope="module", params=built_models.ARCHITECTURES)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BuiltModel:
     return built_models.tiny(tmp_path_factory.mktemp("tiny") / "box", request.param, "f32")
 
@@ -69,14 +69,33 @@ def test_rewound_cache_equals_a_fresh_one(session: Session) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 9, 12])
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_a_cache_can_go_back_to_any_length(session: Session, length: int, chunk: int) -> None:
+    """To the bit, also to where a convolution sees beyond the beginning; single tokens and chunks go on from there."""
+    rewound, fresh = session.new_cache(64), session.new_cache(64)
+    logits_of(session, rewound, 3, 9)
+    session.forward(rewound, TOKENS[::-1].copy())
+    rewound.rewind(length)
+    for size in (min(length, 3), length - min(length, 3)):  # in the chunks in which the other one was filled
+        if size:
+            session.forward(fresh, TOKENS[fresh.length : fresh.length + size])
+    for start in range(0, 9, chunk):
+        tokens = np.arange(100 + start, 100 + start + chunk)
+        rows = np.arange(chunk)
+        a, b = session.forward(rewound, tokens, rows).copy(), session.forward(fresh, tokens, rows)
+        np.testing.assert_array_equal(a, b)
+
+
 def test_cache_is_written_in_place(session: Session) -> None:
-    """A step writes its own row into the buffers that were bound, and leaves the others alone: nothing is copied."""
+    """A step writes its own row into the buffers and leaves the others alone; keys and values are bound, not copied."""
     cache = session.new_cache(64)
     session.forward(cache, TOKENS[:6])
     before = [b.copy() for b in cache._buffers]
     session.forward(cache, TOKENS[6:7])
     bound = {o.data_ptr() for o in session._binding(cache.slot, cache.slot + 1).get_outputs()}
-    assert {b.ctypes.data for b in cache._buffers} < bound
+    kept = {n: b[cache.slot].ctypes.data for n, b in session._arena.buffers.items()}
+    assert {at for name, at in kept.items() if name.startswith("past_key_values.")} < bound
     for buffer, earlier in zip(cache._buffers, before, strict=True):
         np.testing.assert_array_equal(buffer[:, :6], earlier[:, :6])
         assert buffer[:, 6].any()

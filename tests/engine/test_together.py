@@ -1,5 +1,6 @@
 """Several sequences in one pass: each has the logits that it has alone."""
 
+import itertools
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,7 @@ PASSES = [
 ]
 
 
-@pytest.fixture(scope="module", params=[("llama", "f32"), ("llama", "q8"), ("gemma3", "f32"), ("gemma3", "q8")])
+@pytest.fixture(scope="module", params=itertools.product(built_models.ARCHITECTURES, ("f32", "q8")), ids="-".join)
 def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     built = built_models.tiny(tmp_path_factory.mktemp("tiny") / "box", *request.param)
     with Session(built.open(), 1, slots=16) as session:

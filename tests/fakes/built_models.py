@@ -13,7 +13,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -31,7 +31,8 @@ ROOT = Path(__file__).parents[2]
 CACHE = ROOT / "build" / "test-models"
 TINY_VOCABULARY = 320
 
-Architecture = Literal["llama", "gemma3"]
+Architecture = Literal["llama", "gemma3", "qwen3", "lfm2"]
+ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 
 
 @dataclass(frozen=True)
@@ -166,28 +167,27 @@ TINY_TEMPLATE = (
 )
 
 
-def tiny_config(architecture: Architecture) -> dict[str, Any]:
-    """The configuration of a tiny model, in the words of the transformers library."""
-    if architecture == "llama":
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "hidden_act": "silu",
-            "max_position_embeddings": 1024,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0,
-            "tie_word_embeddings": True,
-            "vocab_size": TINY_VOCABULARY,
-            "bos_token_id": 256,
-            "eos_token_id": 257,
-        }
-    return {
+_LLAMA_CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "hidden_act": "silu",
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "vocab_size": TINY_VOCABULARY,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+}
+_TINY_CONFIGS: dict[Architecture, dict[str, Any]] = {
+    "llama": _LLAMA_CONFIG,
+    "gemma3": {
         "architectures": ["Gemma3ForCausalLM"],
         "model_type": "gemma3_text",
         "hidden_size": 64,
@@ -208,22 +208,72 @@ def tiny_config(architecture: Architecture) -> dict[str, Any]:
         "vocab_size": TINY_VOCABULARY,
         "bos_token_id": 256,
         "eos_token_id": 257,
-    }
+    },
+    # Heads that are wider together than the residual stream, and a head of its own: larger Qwen3 have both.
+    "qwen3": _LLAMA_CONFIG
+    | {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "head_dim": 32,
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+    },
+    # As LFM2-350M has it: the width of the feed-forward network is two thirds of block_ff_dim, rounded up.
+    "lfm2": {
+        "architectures": ["Lfm2ForCausalLM"],
+        "model_type": "lfm2",
+        "hidden_size": 64,
+        "block_ff_dim": 160,
+        "block_auto_adjust_ff_dim": True,
+        "block_ffn_dim_multiplier": 1.0,
+        "block_multiple_of": 32,
+        "num_hidden_layers": 6,
+        "full_attn_idxs": [1, 4],
+        "conv_L_cache": 3,
+        "conv_bias": False,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "norm_eps": 1e-5,
+        "rope_theta": 1000000.0,
+        "tie_embedding": True,
+        "vocab_size": TINY_VOCABULARY,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+    },
+}
+
+
+def tiny_config(architecture: Architecture) -> dict[str, Any]:
+    """The configuration of a tiny model, in the words of the transformers library."""
+    return dict(_TINY_CONFIGS[architecture])
+
+
+class _Random:
+    """Random matrices and norms, the same everywhere for the same seed."""
+
+    def __init__(self, seed: int, centre: float) -> None:
+        self._rng = np.random.Generator(np.random.PCG64(seed))
+        self._centre = centre
+
+    def matrix(self, rows: int, columns: int) -> np.ndarray:
+        return (self._rng.standard_normal((rows, columns)) * 1.5 / np.sqrt(columns)).astype(np.float32)
+
+    def norm(self, width: int) -> np.ndarray:
+        return (self._centre + self._rng.standard_normal(width) * 0.2).astype(np.float32)
 
 
 def tiny_tensors(architecture: Architecture, seed: int = 7) -> dict[str, np.ndarray]:
     """Random float32 tensors under the names of the transformers library; the same everywhere for the same seed."""
-    c, rng = tiny_config(architecture), np.random.Generator(np.random.PCG64(seed))
+    c, random = tiny_config(architecture), _Random(seed, 0.0 if architecture == "gemma3" else 1.0)
+    if architecture == "lfm2":
+        return _tiny_lfm2(c, random)
     hidden, feed = c["hidden_size"], c["intermediate_size"]
     q, kv = c["num_attention_heads"] * c["head_dim"], c["num_key_value_heads"] * c["head_dim"]
-    centre = 1.0 if architecture == "llama" else 0.0
-
-    def matrix(rows: int, columns: int) -> np.ndarray:
-        return (rng.standard_normal((rows, columns)) * 1.5 / np.sqrt(columns)).astype(np.float32)
-
-    def norm(width: int) -> np.ndarray:
-        return (centre + rng.standard_normal(width) * 0.2).astype(np.float32)
-
+    matrix, norm = random.matrix, random.norm
     tensors = {"model.embed_tokens.weight": matrix(TINY_VOCABULARY, hidden), "model.norm.weight": norm(hidden)}
     for i in range(c["num_hidden_layers"]):
         at = f"model.layers.{i}."
@@ -242,9 +292,48 @@ def tiny_tensors(architecture: Architecture, seed: int = 7) -> dict[str, np.ndar
             tensors |= {
                 f"{at}pre_feedforward_layernorm.weight": norm(hidden),
                 f"{at}post_feedforward_layernorm.weight": norm(hidden),
+            }
+        if architecture in ("gemma3", "qwen3"):
+            tensors |= {
                 f"{at}self_attn.q_norm.weight": norm(c["head_dim"]),
                 f"{at}self_attn.k_norm.weight": norm(c["head_dim"]),
             }
+    if architecture == "qwen3":
+        tensors["lm_head.weight"] = matrix(TINY_VOCABULARY, hidden)
+    return tensors
+
+
+def _tiny_lfm2(c: dict[str, Any], random: _Random) -> dict[str, np.ndarray]:
+    hidden, feed, head_dim = c["hidden_size"], 128, 16
+    kv, matrix, norm = c["num_key_value_heads"] * head_dim, random.matrix, random.norm
+    tensors = {
+        "model.embed_tokens.weight": matrix(TINY_VOCABULARY, hidden),
+        "model.embedding_norm.weight": norm(hidden),
+    }
+    for i in range(c["num_hidden_layers"]):
+        at = f"model.layers.{i}."
+        if i in c["full_attn_idxs"]:
+            tensors |= {
+                f"{at}self_attn.q_proj.weight": matrix(hidden, hidden),
+                f"{at}self_attn.k_proj.weight": matrix(kv, hidden),
+                f"{at}self_attn.v_proj.weight": matrix(kv, hidden),
+                f"{at}self_attn.out_proj.weight": matrix(hidden, hidden),
+                f"{at}self_attn.q_layernorm.weight": norm(head_dim),
+                f"{at}self_attn.k_layernorm.weight": norm(head_dim),
+            }
+        else:
+            tensors |= {
+                f"{at}conv.in_proj.weight": matrix(3 * hidden, hidden),
+                f"{at}conv.conv.weight": matrix(hidden, c["conv_L_cache"])[:, None, :],
+                f"{at}conv.out_proj.weight": matrix(hidden, hidden),
+            }
+        tensors |= {
+            f"{at}operator_norm.weight": norm(hidden),
+            f"{at}ffn_norm.weight": norm(hidden),
+            f"{at}feed_forward.w1.weight": matrix(feed, hidden),
+            f"{at}feed_forward.w3.weight": matrix(feed, hidden),
+            f"{at}feed_forward.w2.weight": matrix(hidden, feed),
+        }
     return tensors
 
 

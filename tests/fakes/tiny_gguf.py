@@ -1,9 +1,10 @@
 """Small GGUF files, written with the `gguf` package, of the tiny models of `built_models`."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from gguf.quants import quantize
 
 from tests.fakes.built_models import (
@@ -28,6 +29,24 @@ _BLOCK = {
     "mlp.down_proj": "ffn_down",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
+    # LFM2's own words
+    "operator_norm": "attn_norm",
+    "self_attn.out_proj": "attn_output",
+    "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_layernorm": "attn_k_norm",
+    "conv.in_proj": "shortconv.in_proj",
+    "conv.conv": "shortconv.conv",
+    "conv.out_proj": "shortconv.out_proj",
+    "ffn_norm": "ffn_norm",
+    "feed_forward.w1": "ffn_gate",
+    "feed_forward.w3": "ffn_up",
+    "feed_forward.w2": "ffn_down",
+}
+_NAMES = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "model.embedding_norm.weight": "token_embd_norm.weight",
+    "lm_head.weight": "output.weight",
 }
 
 
@@ -40,6 +59,7 @@ def write(
     name: str | None = None,
     kind: GGMLQuantizationType | None = None,
     raw: dict[str, tuple[np.ndarray, GGMLQuantizationType]] | None = None,
+    fields: dict[str, Any] | None = None,
 ) -> Path:
     """Write a complete GGUF file.
 
@@ -47,25 +67,36 @@ def write(
         path: of the file.
         architecture: of the tiny model.
         leave_out: names a tensor to forget.
-        extra: tensors to add.
+        extra: tensors to add or replace.
         name: of the architecture, as the file has it.
-        kind: of the layers' matrices; none: float32.
+        kind: of the layers' matrices, but for kernels of convolutions; none: float32.
         raw: tensors to add as bytes, uint8 of shape (rows, bytes), with their kind.
+        fields: settings of the architecture to add or replace, without its name before them.
     """
     c = tiny_config(architecture)
     w = GGUFWriter(path, name or architecture)
     w.add_context_length(c["max_position_embeddings"])
     w.add_embedding_length(c["hidden_size"])
     w.add_block_count(c["num_hidden_layers"])
-    w.add_feed_forward_length(c["intermediate_size"])
     w.add_head_count(c["num_attention_heads"])
-    w.add_head_count_kv(c["num_key_value_heads"])
-    w.add_key_length(c["head_dim"])
-    w.add_value_length(c["head_dim"])
-    w.add_layer_norm_rms_eps(c["rms_norm_eps"])
     w.add_rope_freq_base(c["rope_theta"])
+    if architecture == "lfm2":
+        w.add_feed_forward_length(128)
+        w.add_head_count_kv([c["num_key_value_heads"] * (i in c["full_attn_idxs"]) for i in range(6)])
+        w.add_layer_norm_rms_eps(c["norm_eps"])
+        w.add_shortconv_l_cache(c["conv_L_cache"])
+    else:
+        w.add_feed_forward_length(c["intermediate_size"])
+        w.add_head_count_kv(c["num_key_value_heads"])
+        w.add_key_length(c["head_dim"])
+        w.add_value_length(c["head_dim"])
+        w.add_layer_norm_rms_eps(c["rms_norm_eps"])
     if architecture == "gemma3":
         w.add_sliding_window(c["sliding_window"])
+    for key, value in (fields or {}).items():
+        w.kv_data[0].pop(full := f"{architecture}.{key}", None)
+        kinds = {bool: GGUFValueType.BOOL, str: GGUFValueType.STRING, list: GGUFValueType.ARRAY}
+        w.add_key_value(full, value, kinds.get(type(value), GGUFValueType.INT32))
     vocabulary = tiny_tokenizer().get_vocab(with_added_tokens=True)
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre("smollm")
@@ -81,7 +112,7 @@ def write(
     for tensor, value in tensors.items():
         if tensor == leave_out:
             continue
-        if kind is not None and tensor.startswith("blk.") and value.ndim == 2:
+        if kind is not None and tensor.startswith("blk.") and value.ndim == 2 and "conv.conv" not in tensor:
             w.add_tensor(tensor, quantize(value, kind), raw_dtype=kind)
         else:
             w.add_tensor(tensor, value)
@@ -102,10 +133,8 @@ def _translated(architecture: Architecture) -> dict[str, np.ndarray]:
 
 
 def _name(published: str, architecture: Architecture) -> str:
-    if published == "model.embed_tokens.weight":
-        return "token_embd.weight"
-    if published == "model.norm.weight":
-        return "output_norm.weight"
+    if published in _NAMES:
+        return _NAMES[published]
     layer, _, rest = published.removeprefix("model.layers.").partition(".")
     after = "post_attention_norm" if architecture == "gemma3" else "ffn_norm"
     names = _BLOCK | {"post_attention_layernorm": after}
@@ -115,7 +144,9 @@ def _name(published: str, architecture: Architecture) -> str:
 def _value(published: str, value: np.ndarray, architecture: Architecture) -> np.ndarray:
     if architecture == "gemma3":
         return value + 1 if "norm" in published else value
-    if ".q_proj." in published or ".k_proj." in published:
+    if ".conv.conv." in published:
+        return np.ascontiguousarray(value[:, 0])
+    if architecture == "llama" and (".q_proj." in published or ".k_proj." in published):
         # llama.cpp's converter puts the two values of a rotary pair side by side.
         head_dim = tiny_config(architecture)["head_dim"]
         halves = value.reshape(-1, 2, head_dim // 2, value.shape[1])

@@ -13,7 +13,7 @@ def smollm2() -> BuiltModel:
     return built_models.smollm2()
 
 
-@pytest.fixture(params=["llama", "gemma3"])
+@pytest.fixture(params=built_models.ARCHITECTURES)
 def architecture(request: pytest.FixtureRequest) -> built_models.Architecture:
     return request.param
 

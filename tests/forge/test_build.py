@@ -1,9 +1,12 @@
 """Packages: what is in them, that they are reproducible, and that they appear whole or not at all."""
 
 import hashlib
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,8 +14,10 @@ import pytest
 
 from appliance.engine.session import Session
 from appliance.errors import BuildError, FileProblem, LicenceNotAccepted
-from appliance.forge.build import build
+from appliance.forge import recipe as recipes
+from appliance.forge.build import ARCHITECTURES, build
 from appliance.forge.graph import Graph, floats
+from appliance.forge.weights import open_weights
 from appliance.models import card as cards
 from tests.fakes import built_models, tiny_gguf
 from tests.fakes.built_models import Architecture, tiny_recipe, write_tiny
@@ -20,6 +25,68 @@ from tests.fakes.built_models import Architecture, tiny_recipe, write_tiny
 
 def digests(package: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in package.iterdir()}
+
+
+# name | its config.json as published, less what nobody reads | parameters as its model card counts them
+PUBLISHED = [
+    (
+        "lfm2-350m",
+        {
+            "model_type": "lfm2",
+            "hidden_size": 1024,
+            "block_ff_dim": 6656,
+            "block_auto_adjust_ff_dim": True,
+            "block_ffn_dim_multiplier": 1.0,
+            "block_multiple_of": 256,
+            "num_hidden_layers": 16,
+            "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+            "conv_L_cache": 3,
+            "conv_bias": False,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 128_000,
+            "norm_eps": 1e-5,
+            "rope_theta": 1e6,
+            "vocab_size": 65_536,
+        },
+        354_483_968,
+    ),
+    (
+        "qwen3-0.6b",
+        {
+            "model_type": "qwen3",
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "max_position_embeddings": 40_960,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1e6,
+            "tie_word_embeddings": True,
+            "vocab_size": 151_936,
+        },
+        596_049_920,
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "parameters"), PUBLISHED, ids=[p[0] for p in PUBLISHED])
+def test_published_configurations_have_their_parameters(
+    tmp_path: Path, name: str, config: dict[str, Any], parameters: int
+) -> None:
+    """The tables of shapes, filled from a real model's settings, sum to what its publisher counts."""
+    source = write_tiny(tmp_path / "source", config["model_type"])
+    (source / "config.json").write_text(json.dumps(config))
+    with open_weights(source) as weights:
+        h = weights.hyperparameters
+    recipe = recipes.load(built_models.ROOT / "models" / f"{name}.yaml")
+    assert h.architecture == recipe.architecture
+    shapes = ARCHITECTURES[h.architecture].tensor_shapes(h, config["vocab_size"])
+    assert sum(math.prod(shape) for shape in shapes.values()) == parameters
 
 
 @pytest.mark.parametrize("quantization", ["f32", "q8", "q4", "q4s"])
@@ -44,6 +111,17 @@ def test_package_holds_what_it_should_and_no_more(tmp_path: Path) -> None:
     files = {p.name for p in build(base, tmp_path / "out", weights=source, evaluate=False).iterdir()}
     assert "chat_template.jinja" not in files
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["base-q8", "tiny-llama-q8"]
+
+
+def test_convolutions_count_as_attention(tmp_path: Path) -> None:
+    """They stand in its place; the card's parts have no other name for them."""
+    source = write_tiny(tmp_path / "source", "lfm2")
+    path = build(tiny_recipe(tmp_path, "lfm2"), tmp_path / "out", weights=source, evaluate=False)
+    parts = cards.parse((path / "card.yaml").read_bytes()).parameters.parts
+    assert parts.attention == 4 * (4 * 64 * 64 + 3 * 64) + 2 * (2 * 64 * 64 + 2 * 32 * 64)
+    assert parts.feed_forward == 6 * 3 * 64 * 128
+    assert parts.norms == 13 * 64 + 2 * 2 * 16
+    assert parts.embedding == 320 * 64
 
 
 def test_recipe_without_a_source_needs_the_operators_weights(tmp_path: Path) -> None:

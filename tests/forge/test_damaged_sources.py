@@ -14,7 +14,7 @@ from appliance.errors import BuildError, SkerryError
 from appliance.forge.build import build
 from appliance.forge.weights import open_weights
 from tests.fakes import tiny_gguf
-from tests.fakes.built_models import tiny_config, tiny_recipe, tiny_tensors, write_tiny
+from tests.fakes.built_models import Architecture, tiny_config, tiny_recipe, tiny_tensors, write_tiny
 
 
 def refused(tmp_path: Path, weights: Path, words: str, **recipe: Any) -> None:
@@ -154,6 +154,68 @@ def test_other_configurations_are_refused(tmp_path: Path, changes: dict[str, Any
     source = write_tiny(tmp_path / "source")
     (source / "config.json").write_text(json.dumps(tiny_config("llama") | changes))
     refused(tmp_path, source, words)
+
+
+# architecture | changes of its configuration | words of the refusal
+OTHER_SETTINGS: list[tuple[Architecture, dict[str, Any], str]] = [
+    ("qwen3", {"attention_bias": True}, "attention_bias is True"),
+    ("qwen3", {"use_sliding_window": True}, "use_sliding_window is True"),
+    ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "other kinds than full_attention"),
+    ("qwen3", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "scaled"),
+    ("qwen3", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    ("lfm2", {"conv_bias": True}, "conv_bias is True"),
+    ("lfm2", {"rope_scaling": {"rope_type": "linear", "factor": 2}}, "scaled"),
+    ("lfm2", {"conv_L_cache": 1}, "see 1 tokens, expected 2 to 64"),
+    ("lfm2", {"conv_L_cache": 1 << 40}, "expected 2 to 64"),
+    ("lfm2", {"conv_L_cache": 4}, "shortconv.conv.weight has the shape"),
+    ("lfm2", {"full_attn_idxs": [1, 6]}, "full_attn_idxs names layers that are not there, of 6"),
+    ("lfm2", {"full_attn_idxs": [1, "4"]}, "full_attn_idxs names layers"),
+    ("lfm2", {"full_attn_idxs": []}, "none of its layers attends"),
+    ("lfm2", {"full_attn_idxs": [0, 4]}, "lacks tensors: blk.0.attn_q.weight"),
+    ("lfm2", {"full_attn_idxs": None}, "layer_types must name conv or full_attention for each of the 6 layers"),
+    ("lfm2", {"layer_types": ["conv"] * 5 + ["full_attention"] * 2}, "for each of the 6 layers"),
+    ("lfm2", {"layer_types": ["conv"] * 5 + ["mamba"]}, "for each of the 6 layers"),
+    ("lfm2", {"num_hidden_layers": 1 << 50, "full_attn_idxs": [0]}, "for each of the"),
+    ("lfm2", {"block_multiple_of": 0}, "expected positive numbers"),
+    ("lfm2", {"block_ffn_dim_multiplier": 1e300}, "expected positive numbers"),
+    ("lfm2", {"block_ffn_dim_multiplier": float("nan")}, "config.json"),
+    ("lfm2", {"block_auto_adjust_ff_dim": False}, "ffn_gate.weight has the shape .* expected .160, 64."),
+]
+
+
+@pytest.mark.parametrize(("architecture", "changes", "words"), OTHER_SETTINGS)
+def test_other_settings_of_an_architecture_are_refused(
+    tmp_path: Path, architecture: Architecture, changes: dict[str, Any], words: str
+) -> None:
+    """Those that only one architecture has, and those that its reader could overlook."""
+    source = write_tiny(tmp_path / "source", architecture)
+    (source / "config.json").write_text(json.dumps(tiny_config(architecture) | changes))
+    refused(tmp_path, source, words, architecture=architecture)
+
+
+# architecture | fields to add or replace | words of the refusal
+OTHER_FIELDS: list[tuple[Architecture, dict[str, Any], str]] = [
+    ("qwen3", {"rope.scaling.type": "yarn"}, "qwen3.rope.scaling.type is set"),
+    ("qwen3", {"attention.sliding_window": 64}, "qwen3.attention.sliding_window is set"),
+    ("qwen3", {"attention.head_count_kv": [2, 2]}, "head_count_kv: it is list, expected int"),
+    ("lfm2", {"attention.sliding_window": 64}, "lfm2.attention.sliding_window is set"),
+    ("lfm2", {"attention.causal": False}, "lfm2.attention.causal is false"),
+    ("lfm2", {"attention.head_count_kv": 2}, "head_count_kv: it is int, expected list"),
+    ("lfm2", {"attention.head_count_kv": [0, 2, 0, 0, 4, 0]}, "irregular"),
+    ("lfm2", {"attention.head_count_kv": [0, 2, 0, 0, 2]}, "irregular"),
+    ("lfm2", {"attention.head_count_kv": [0] * 6}, "irregular"),
+    ("lfm2", {"attention.head_count_kv": [0, -2, 0, 0, -2, 0]}, "kv_heads is"),
+    ("lfm2", {"shortconv.l_cache": 0}, "see 0 tokens"),
+]
+
+
+@pytest.mark.parametrize(("architecture", "fields", "words"), OTHER_FIELDS)
+def test_other_gguf_settings_are_refused(
+    tmp_path: Path, architecture: Architecture, fields: dict[str, Any], words: str
+) -> None:
+    """The same for GGUF, whose fields have other names."""
+    path = tiny_gguf.write(tmp_path / "tiny.gguf", architecture, fields=fields)
+    refused(tmp_path, path, words, architecture=architecture)
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{", '{"a":' * 5000])

@@ -112,7 +112,7 @@ def four_bits(folder: Path, architecture: Architecture, quantization: str) -> Bu
     return BuiltModel(folder, name, built_models.sign(folder, name, folder / "private.pem"))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("architecture", built_models.ARCHITECTURES)
 def test_graph_computes_with_the_sources_numbers(architecture: Architecture, tmp_path: Path) -> None:
     """As close to float32 as 8 bits are, where 4 bits that were rounded anew are far off."""
     tokens, logits = rng.integers(3, 300, 60), {}

@@ -11,13 +11,14 @@ from appliance.forge import recipe
 from tests.fakes import built_models
 
 
-@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
+@pytest.mark.parametrize("name", [p.stem for p in (built_models.ROOT / "models").glob("*.yaml")])
 def test_shipped_recipes_load(name: str) -> None:
-    """Both, under their own names, and the text to measure on lies beside them."""
+    """All, under their own names, and the text to measure on lies beside them."""
     loaded = recipe.load(built_models.ROOT / "models" / f"{name}.yaml")
     assert loaded.name == name
     assert loaded.evaluation_path.is_file()
-    assert loaded.licence.must_accept == (name == "gemma-3-270m")
+    assert loaded.licence.must_accept == (name in ("gemma-3-270m", "lfm2-350m"))
+    assert (loaded.source is None) == (name in ("qwen3-0.6b", "lfm2-350m"))
 
 
 @pytest.mark.parametrize(

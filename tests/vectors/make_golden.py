@@ -1,6 +1,6 @@
 """Make the golden vectors of this folder again, with other people's implementations.
 
-    python tests/vectors/make_golden.py tiny                         # tiny_llama.json, tiny_gemma3.json
+    python tests/vectors/make_golden.py tiny                         # tiny_llama.json, tiny_gemma3.json, ...
     python tests/vectors/make_golden.py model smollm2 FILE.gguf      # smollm2.json, or: gemma3
     python tests/vectors/make_golden.py tokens smollm2 FILE.gguf     # smollm2_tokens.json, or: gemma3
 
@@ -87,9 +87,9 @@ def make_tiny() -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from tests.fakes.built_models import write_tiny
+    from tests.fakes.built_models import ARCHITECTURES, write_tiny
 
-    for architecture in ("llama", "gemma3"):
+    for architecture in ARCHITECTURES:
         with tempfile.TemporaryDirectory() as folder:
             path = write_tiny(Path(folder), architecture)
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
