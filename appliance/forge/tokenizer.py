@@ -1,11 +1,12 @@
 """From a GGUF file's vocabulary to a `tokenizer.json`.
 
-Two families are known: byte-level BPE ("gpt2") with the pre-tokenizer of SmolLM2, and SentencePiece-style BPE with byte
-fallback ("llama" in GGUF, although Gemma is meant here). A safetensors source brings its own tokenizer.json, which is
-only checked. The tests hold both against other implementations, string by string.
+Two families are known: byte-level BPE ("gpt2") with the pre-tokenizers of SmolLM2, Qwen 2 and 3, and LFM2, and
+SentencePiece-style BPE with byte fallback ("llama" in GGUF, although Gemma is meant here). A safetensors source brings
+its own tokenizer.json, which is only checked. The tests hold both against other implementations, string by string.
 
 What this does NOT do: unigram models, and pre-tokenizers that have not been tested: those are refused, because a
-wrong one still gives answers, only worse.
+wrong one still gives answers, only worse. And Unicode normalization: Qwen's own tokenizer composes characters (NFC)
+first; here, as in llama.cpp, text is taken as it is.
 
 Source: GGUF specification (tokenizer.ggml.*), Hugging Face tokenizers; Sennrich et al. 2016 (BPE); Kudo and
 Richardson 2018 (SentencePiece).
@@ -22,6 +23,13 @@ from appliance.forge.weights import SourceTokenizer
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # GGUF's token types
 _SPACE = "\u2581"  # SentencePiece's visible space
 _INNER_SPACE = re.compile(f"[^{_SPACE}]{_SPACE}")
+# Where words end, by GGUF's names: contractions, letters, up to so many digits, marks, line ends, blanks.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PATTERNS = {"qwen2": _WORDS.replace("DIGITS", ""), "lfm2": _WORDS.replace("DIGITS", "{1,3}")}
+_BYTE_LEVEL = ("smollm", *_PATTERNS)
 
 
 def make_tokenizer(source: SourceTokenizer) -> bytes:
@@ -34,14 +42,14 @@ def make_tokenizer(source: SourceTokenizer) -> bytes:
         return _checked(source.json)
     if len(set(source.tokens)) != len(source.tokens):
         raise BuildError("cannot build the tokenizer: a token stands twice in the vocabulary, expected distinct tokens")
-    if source.kind == "gpt2" and source.pre == "smollm":
+    if source.kind == "gpt2" and source.pre in _BYTE_LEVEL:
         tokenizer = _byte_level(source)
     elif source.kind == "llama" and source.pre == "default":
         tokenizer = _sentencepiece(source)
     else:
         raise BuildError(
             f"cannot build the tokenizer: family {source.kind!r} with pre-tokenizer {source.pre!r}, "
-            "expected gpt2 with smollm, or llama with default",
+            f"expected gpt2 with {' or '.join(_BYTE_LEVEL)}, or llama with default",
             hint="bring the model as safetensors with its own tokenizer.json",
         )
     _add_special(tokenizer, source)
@@ -49,7 +57,7 @@ def make_tokenizer(source: SourceTokenizer) -> bytes:
 
 
 def _byte_level(source: SourceTokenizer) -> Tokenizer:
-    """Digits apart one by one, then GPT-2's words, then BPE over bytes."""
+    """Words by the rules of the pre-tokenizer, then BPE over the bytes of each."""
     merges = []
     for rank, merge in enumerate(source.merges):
         left, space, right = merge.partition(" ")
@@ -57,11 +65,14 @@ def _byte_level(source: SourceTokenizer) -> Tokenizer:
             raise BuildError(f"cannot build the tokenizer: merge {rank} is {merge!r}, expected two parts")
         merges.append((left, right))
     vocabulary = {token: i for i, token in enumerate(source.tokens)}
-    tokenizer = _bpe(models.BPE, vocab=vocabulary, merges=merges, fuse_unk=False, byte_fallback=False)
+    # LFM2 takes a word that is a token as it is, whatever its merges would make of it.
+    options = {"ignore_merges": True} if source.pre == "lfm2" else {}
+    tokenizer = _bpe(models.BPE, vocab=vocabulary, merges=merges, fuse_unk=False, byte_fallback=False, **options)
+    pattern = _PATTERNS.get(source.pre)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\p{N}"), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        [  # SmolLM2: digits apart one by one, then GPT-2's own words
+            pre_tokenizers.Split(Regex(pattern or r"\p{N}"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()

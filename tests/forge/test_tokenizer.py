@@ -36,6 +36,19 @@ def test_gemma3_tokenizes_like_llama_cpp() -> None:
     check(built_models.gemma3().path, "gemma3")
 
 
+@pytest.mark.parametrize("pre", ["qwen2", "lfm2"])
+def test_words_end_where_llama_cpp_ends_them(pre: str) -> None:
+    """A vocabulary whose merges go over every blank, digit and mark shows each border of a word that is wrong."""
+    vectors = json.loads((VECTORS / "words.json").read_text())
+    size = len(vectors["tokens"])
+    vocabulary = {"tokens": vectors["tokens"], "types": [1] * size, "scores": [0.0] * size, "merges": vectors["merges"]}
+    tokenizer = Tokenizer(make_tokenizer(SourceTokenizer(kind="gpt2", pre=pre, **vocabulary)))
+    for case in vectors[pre]:
+        ids = tokenizer.encode(case["text"])
+        assert ids == case["tokens"], case["text"]
+        assert b"".join(tokenizer.token_bytes[i] for i in ids).decode() == case["text"]
+
+
 def sentencepiece(**changes: object) -> SourceTokenizer:
     tokens = ["<unk>", "<s>", "<0x41>", "a", "b", "ab", "\u2581", "\u2581a", "abb", "bb", "  "]
     fields: dict[str, object] = {
@@ -73,7 +86,7 @@ def test_scores_become_merges(text: str, pieces: list[str]) -> None:
     [
         ({"kind": "bert"}, "family 'bert'"),
         ({"pre": "qwen2"}, "pre-tokenizer 'qwen2'"),
-        ({"kind": "gpt2", "pre": "qwen2"}, "pre-tokenizer 'qwen2'"),
+        ({"kind": "gpt2", "pre": "gpt-4o"}, "pre-tokenizer 'gpt-4o'"),
         ({"tokens": ["a", "a"]}, "stands twice"),
         ({"kind": "gpt2", "pre": "smollm", "merges": ["a b c"]}, "expected two parts"),
         ({"kind": "gpt2", "pre": "smollm", "merges": ["x y"]}, "cannot build the tokenizer"),

@@ -3,14 +3,16 @@
     python tests/vectors/make_golden.py tiny                         # tiny_llama.json, tiny_gemma3.json, ...
     python tests/vectors/make_golden.py model smollm2 FILE.gguf      # smollm2.json, or: gemma3
     python tests/vectors/make_golden.py tokens smollm2 FILE.gguf     # smollm2_tokens.json, or: gemma3
+    python tests/vectors/make_golden.py words                        # words.json
 
-`tiny` and `model` need `torch`, `transformers` and, for GGUF, `accelerate`; `tokens` needs `llama-cpp-python`. None of
-them is a dependency of Skerry: the vectors are committed.
+`tiny` and `model` need `torch`, `transformers` and, for GGUF, `accelerate`; `tokens` and `words` need
+`llama-cpp-python`. None of them is a dependency of Skerry: the vectors are committed.
 
 Logits and greedy tokens come from transformers reading the very weights that the recipe pins, in float32; tokens come
 from llama.cpp, the implementation that the vocabulary in the file was written for.
 """
 
+import itertools
 import json
 import sys
 import tempfile
@@ -22,6 +24,7 @@ sys.path.insert(0, str(FOLDER.parents[1]))
 
 TOP = 8
 GREEDY = 24
+WHOLE_WORD = "keyboard"  # a token that no merges lead to
 PROMPTS = {
     "smollm2": [1, 4093, 198, 2683, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198],
     "gemma3": [2, 818, 5279, 529, 7001, 563],
@@ -62,6 +65,15 @@ TEXTS = [
     "A\u030a\u0323 \ud7ff\ue000",
     "\u2581already visible\u2581",
     "<0x41> <bos",
+]
+# Beside those: where the rules about contractions, marks, line ends and blanks differ from each other.
+BORDERS = [
+    "da x'dab ma x'mab DA X'DAB MA X'MAB lx x'lxy x'llxy vex i'vexy REX I'REXY 'tis",
+    "end.\n\nNext!?\r\n (a)\n\t{",
+    "a \n  b\t\n\n   \n c",
+    "#letters ##two _x .5 \u20ac5 1a2",
+    "12 345 6789 \u0661\u0662\u0663\u0664",
+    "keyboard keyboard keyboards",
 ]
 
 
@@ -112,6 +124,41 @@ def make_tokens(name: str, path: Path) -> None:
     write(f"{name}_tokens", cases)
 
 
+def make_words() -> None:
+    """What llama.cpp's pre-tokenizers make of a small vocabulary that knows nothing of words.
+
+    Every two neighbouring bytes of the texts are a merge, so that a border in the wrong place changes the tokens.
+    """
+    from gguf import GGUFWriter
+    from llama_cpp import Llama
+    from tokenizers import pre_tokenizers
+
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    texts = [*TEXTS, *BORDERS]
+    characters = ["".join(piece for piece, _ in byte_level.pre_tokenize_str(text)) for text in texts]
+    pairs = list(dict.fromkeys(pair for text in characters for pair in itertools.pairwise(text)))
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, pairs), WHOLE_WORD]
+    merges = [" ".join(pair) for pair in pairs]
+    found: dict[str, Any] = {"tokens": tokens, "merges": merges}
+    for pre in ("qwen2", "lfm2"):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "words.gguf")
+            w = GGUFWriter(path, "llama")
+            w.add_tokenizer_model("gpt2")
+            w.add_tokenizer_pre(pre)
+            w.add_token_list(tokens)
+            w.add_token_types([1] * len(tokens))
+            w.add_token_merges(merges)
+            w.write_header_to_file()
+            w.write_kv_data_to_file()
+            w.close()
+            model = Llama(str(path), vocab_only=True, verbose=False)
+            found[pre] = [
+                {"text": t, "tokens": model.tokenize(t.encode(), add_bos=False, special=False)} for t in texts
+            ]
+    write("words", found)
+
+
 def write(name: str, value: Any) -> None:
     (FOLDER / f"{name}.json").write_text(json.dumps(value, separators=(",", ":")) + "\n")
 
@@ -120,6 +167,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["tiny"]:
             make_tiny()
+        case ["words"]:
+            make_words()
         case ["model", name, path]:
             make_model(name, Path(path))
         case ["tokens", name, path]:
