@@ -47,6 +47,8 @@ class Arena:
             shapes: heads and width of each buffer.
             slots: how many sequences there may be at once.
             capacity: tokens that each may have.
+        Raises:
+            OutOfMemory: the kernel does not even give the addresses, as where it was told to promise no more than it has.
         """
         self.capacity, self.slots = capacity, slots
         self._maps: list[tuple[mmap.mmap, int]] = []
@@ -54,7 +56,14 @@ class Arena:
         for name, (heads, width) in shapes.items():
             slot_bytes = 4 * heads * capacity * width
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-            memory = mmap.mmap(-1, slots * slot_bytes, flags=flags)
+            try:
+                memory = mmap.mmap(-1, slots * slot_bytes, flags=flags)
+            except OSError as e:
+                raise OutOfMemory(
+                    f"cannot reserve {slots * slot_bytes >> 20} MiB of addresses for the caches of {slots} answers "
+                    f"({e.strerror})",
+                    hint="lower limits.running, or let the kernel overcommit (vm.overcommit_memory 0 or 1)",
+                ) from e
             self._maps.append((memory, slot_bytes))
             self.buffers[name] = np.frombuffer(memory, np.float32).reshape(slots, heads, capacity, width)
         self._free = list(range(slots))

@@ -219,3 +219,15 @@ def test_long_prompts_are_prefilled_in_chunks(built: BuiltModel) -> None:
         assert [s.id for s in b if isinstance(s, Token)] == first
         assert len(first) == 8
     assert PART <= 256
+
+
+def test_addresses_that_are_not_there_are_refused_in_words(built: BuiltModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that promises no more than it has may not even reserve the room of all contexts."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("appliance.engine.cache.mmap.mmap", refuse)
+    with pytest.raises(OutOfMemory, match=r"cannot reserve \d+ MiB of addresses") as refused:
+        Session(built.open(), 1)
+    assert "limits.running" in (refused.value.hint or "")
