@@ -48,7 +48,7 @@ class Arena:
             slots: how many sequences there may be at once.
             capacity: tokens that each may have.
         Raises:
-            OutOfMemory: the kernel does not even give the addresses, as where it was told to promise no more than it has.
+            OutOfMemory: not even the addresses can be had, as where the kernel promises no more than it has.
         """
         self.capacity, self.slots = capacity, slots
         self._maps: list[tuple[mmap.mmap, int]] = []

@@ -227,7 +227,8 @@ def test_addresses_that_are_not_there_are_refused_in_words(built: BuiltModel, mo
     def refuse(*_: object, **__: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr("appliance.engine.cache.mmap.mmap", refuse)
-    with pytest.raises(OutOfMemory, match=r"cannot reserve \d+ MiB of addresses") as refused:
-        Session(built.open(), 1)
+    with built.open() as model:
+        monkeypatch.setattr("appliance.engine.cache.mmap.mmap", refuse)
+        with pytest.raises(OutOfMemory, match=r"cannot reserve \d+ MiB of addresses") as refused:
+            Session(model, 1)
     assert "limits.running" in (refused.value.hint or "")
