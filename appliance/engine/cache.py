@@ -12,8 +12,10 @@ A graph may also convolve over the last tokens; what goes into those convolution
 keys and values (see `convolution`), so any cache goes back to any length, exactly.
 """
 
+import contextlib
 import heapq
 import mmap
+import threading
 import weakref
 
 import numpy as np
@@ -27,9 +29,14 @@ _CACHES: "weakref.WeakSet[Cache]" = weakref.WeakSet()
 """Caches that are in use."""
 
 
+_CACHES_LOCK = threading.Lock()
+
+
 def promised_bytes() -> int:
-    """Memory that caches in use may still take."""
-    return sum(cache.promised_bytes for cache in list(_CACHES))
+    """Memory that caches in use may still take. Any thread may ask."""
+    with _CACHES_LOCK:
+        caches = list(_CACHES)
+    return sum(cache.promised_bytes for cache in caches)
 
 
 class Arena:
@@ -64,6 +71,9 @@ class Arena:
                     f"({e.strerror})",
                     hint="lower limits.running, or let the kernel overcommit (vm.overcommit_memory 0 or 1)",
                 ) from e
+            with contextlib.suppress(OSError):  # a kernel without large pages
+                # A large page for each head of each layer would take hundreds of times what was promised.
+                memory.madvise(mmap.MADV_NOHUGEPAGE)
             self._maps.append((memory, slot_bytes))
             self.buffers[name] = np.frombuffer(memory, np.float32).reshape(slots, heads, capacity, width)
         self._free = list(range(slots))
@@ -117,7 +127,8 @@ class Cache:
         self._token_bytes = arena.token_bytes
         self._buffers = [buffer[self.slot] for buffer in arena.buffers.values()]
         weakref.finalize(self, arena.give_back, self.slot).atexit = False
-        _CACHES.add(self)
+        with _CACHES_LOCK:
+            _CACHES.add(self)
 
     @property
     def size_bytes(self) -> int:

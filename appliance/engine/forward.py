@@ -13,6 +13,7 @@ another for several, so the two are never put into one pass. (Measured on proces
 holds where it runs.)
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,10 +23,11 @@ from numpy.typing import NDArray
 
 from appliance.decoding.sampling import Logits
 from appliance.engine.cache import Cache
-from appliance.errors import SkerryError
 
 if TYPE_CHECKING:
     from appliance.engine.session import Session
+
+log = logging.getLogger("skerry.engine")
 
 LONG = 32
 """Tokens from which on a forward is a part of a prompt, which others should not wait for more than once a round."""
@@ -81,7 +83,7 @@ def compute(forwards: Iterable[Forward]) -> None:
     """
     passes: dict[tuple[int, bool], list[Forward]] = {}
     for forward in forwards:
-        if forward.instead():
+        if _needless(forward):
             forward._logits, forward._skipped = np.empty((0, 0), np.float32), True
             continue
         passes.setdefault((id(forward.session), len(forward.tokens) == 1), []).append(forward)
@@ -89,10 +91,19 @@ def compute(forwards: Iterable[Forward]) -> None:
         _compute_pass(group)
 
 
+def _needless(forward: Forward) -> bool:
+    try:
+        return forward.instead()
+    except Exception as e:  # noqa: BLE001  one answer's defect must not end the thread that computes for all
+        log.error("defect before a pass: %s", type(e).__name__)
+        return False
+
+
 def _compute_pass(group: Sequence[Forward]) -> None:
     try:
         found = group[0].session.forward_together([(f.cache, f.tokens, f.rows) for f in group])
-    except (SkerryError, RuntimeError):  # onnxruntime's own errors are RuntimeErrors
+    except Exception as e:  # noqa: BLE001  whatever it is, it is the error of the answer that meets it alone
+        log.warning("a pass for %d answers failed, each is computed alone: %s", len(group), type(e).__name__)
         return
     for forward, logits in zip(group, found, strict=True):
         forward._logits = logits

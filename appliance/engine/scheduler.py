@@ -13,6 +13,7 @@ The thread keeps a heartbeat: `silent_s` says how long it has had work and finis
 """
 
 import collections
+import contextlib
 import logging
 import math
 import threading
@@ -192,9 +193,10 @@ class Scheduler:
         forwards = {job: job.forward for job in jobs if job.forward is not None}
         prompts = [job for job, forward in forwards.items() if forward.is_long]
         if prompts:
+            # Who comes anew stands behind those who wait already, or a long prompt would wait for every newcomer.
+            self._served = {job.caller: self._served.get(job.caller, self._passes) for job in jobs}
+            chosen = min(prompts, key=lambda job: self._served[job.caller])
             self._passes += 1
-            chosen = min(prompts, key=lambda job: self._served.get(job.caller, 0))
-            self._served = {job.caller: self._served.get(job.caller, 0) for job in jobs}
             self._served[chosen.caller] = self._passes
             for job in prompts:
                 if job is not chosen:
@@ -212,6 +214,8 @@ class Scheduler:
         except StopIteration:
             self._end(job, None)
         except SkerryError as e:
+            # Its traceback would keep the answer's frames, and with them its cache, until the garbage is collected.
+            e.__traceback__ = e.__context__ = e.__cause__ = None
             self._end(job, e)
         except Exception as e:  # noqa: BLE001  the job worker: one job's defect must not end the others
             # Type and place only: the message could quote a prompt.
@@ -224,9 +228,11 @@ class Scheduler:
                 _emit(job, step)
 
     def _end(self, job: Job[Any], outcome: SkerryError | None) -> None:
-        close = getattr(job.steps, "close", None)
-        if close is not None:
-            close()  # frees the cache now, not when the garbage is collected
+        # Frees the cache now, not when the garbage is collected, or whoever waits for the answer has gone.
+        steps, job.steps, job.forward = job.steps, iter(()), None
+        with contextlib.suppress(Exception):
+            getattr(steps, "close", lambda: None)()
+        del steps
         with self._lock:
             self._active.remove(job)
             self._finished += 1

@@ -30,7 +30,7 @@ import numpy as np
 
 from appliance.files import Progress, no_progress
 from appliance.forge.graph import MS, Graph, floats, ints
-from appliance.forge.quantize import BITS, Quantized, Scheme, exact_4, quantize
+from appliance.forge.quantize import BITS, Quantized, Scheme, exact_4, keeps_4, quantize
 from appliance.forge.weights import BLOCK, Affine4, Hyperparameters, Weights
 
 _ACCURACY_INT8 = 4  # MatMulNBits: activations rounded to 8 bits a block; level 0 is many times slower
@@ -114,7 +114,7 @@ class Layers:
     def _exact_or_8_bits(self, x: str, joined: str, names: Sequence[str]) -> str:
         """Multiply by the source's own 4-bit numbers, or by 8 bits where it has none."""
         g, parts = self.graph, [self.weights.affine4(name) for name in names]
-        exact = [part for part in parts if part is not None]
+        exact = [part for part in parts if part is not None and keeps_4(part)]
         outputs, inputs = sum(self.weights.shapes[n][0] for n in names), self.weights.shapes[names[0]][1]
         if len(exact) < len(parts):
             self._store_quantized(joined, names, "q8")

@@ -11,8 +11,9 @@ and, in the asymmetric form, one zero point:  w = (q - zero_point) * scale.
 **q4x.** Published 4-bit weights are scale * q + offset, with any offset; MatMulNBits knows scale * (q - zero point),
 with a whole number. What is left, offset + scale * zero point, is the same for a block of weights: its part of the
 product is the sum of the block's inputs, times it. So the sums of all blocks of x are appended to x, and what is left
-to the matrix, as more blocks of 4 bits. They are at most half a step, and rounding them to a fifteenth of that costs
-less than rounding the weights to 8 bits. A matrix that the source holds in another form gets 8 bits.
+to the matrix, as more blocks of 4 bits. They are at most half a step, unless all weights of a block are far on one
+side of zero, and rounding them to a fifteenth of that costs less than rounding the weights to 8 bits. A matrix with
+more than a few such blocks (`keeps_4`), or that the source holds in another form, gets 8 bits.
 
 What this does NOT do: look at activations (no calibration data is needed, and none can leak into a package).
 
@@ -41,6 +42,8 @@ DESCRIPTIONS: dict[Scheme, str] = {
 BITS: dict[Scheme, int] = {"f32": 32, "q8": 8, "q4": 4, "q4s": 4, "q4x": 4}
 
 _TINY = np.float32(1e-8)  # the scale of a block of zeros: any positive number does, a zero would divide
+
+_FEW = 0.001
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -81,6 +84,12 @@ def quantize(weights: Floats, scheme: Scheme) -> Quantized:
     if scheme == "q4s":
         return _symmetric_4(blocks)
     raise ValueError(f"{scheme} does not quantize")
+
+
+def keeps_4(source: Affine4) -> bool:
+    """Whether `exact_4` is as close as 8 bits: hardly a block's zero point lies outside of what 4 bits can say."""
+    zero = -source.offset / np.where(source.scale == 0, _TINY, source.scale)
+    return bool(((zero < -0.5) | (zero > 15.5)).mean() <= _FEW)
 
 
 def exact_4(source: Affine4) -> Quantized:

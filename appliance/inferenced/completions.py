@@ -58,7 +58,10 @@ class Run:
         while self.open:
             index, step = await self.steps.get()
             if isinstance(step, SkerryError):
-                raise step
+                try:
+                    raise step
+                finally:
+                    del step  # the error holds this frame, and would be held by it
             if step is None:
                 self.open -= 1
                 continue

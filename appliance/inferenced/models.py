@@ -147,7 +147,7 @@ class ModelHost:
             Session, threads=threads, slots=slots, prefix_bytes=prefix_bytes, draft_tokens=draft_tokens
         )
         self._loaded: dict[str, Loaded] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._loading = asyncio.Lock()  # one at a time: two would count the same memory as theirs
         self._problems: dict[str, _Problem] = {}
         self._refused: dict[str, tuple[object, _Problem]] = {}
 
@@ -181,7 +181,7 @@ class ModelHost:
         if name in self._loaded:
             return self._loaded[name]
         self.store.path(name)  # before a lock is made for a name that is none
-        async with self._locks.setdefault(name, asyncio.Lock()):
+        async with self._loading:
             if name not in self._loaded:
                 seen = self._seen(name)  # before the work: a change during it is a change
                 self._refuse_again(name, seen)

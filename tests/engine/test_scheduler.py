@@ -1,5 +1,6 @@
 """The scheduler: turns, limits, cancelling, and defects that stay where they are."""
 
+import gc
 import math
 import threading
 import time
@@ -319,3 +320,85 @@ def test_a_prompt_that_waits_can_be_cancelled() -> None:
         scheduler.close()
     assert isinstance(second.outcome, Cancelled)
     assert session.passes == [["a"]] * 3
+
+
+def test_a_long_prompt_is_not_kept_waiting_by_newcomers() -> None:
+    """Callers who come one after the other with short prompts stand behind who waits already."""
+    scheduler, session = Scheduler(running=8, queued=64, per_caller=8), Passes()
+    try:
+        gate = threading.Event()
+        long = submit(scheduler, 1, session.answer("long", 8, 0, gate))[1]
+        newcomers = iter(range(2, 400))
+
+        def another(step: object = None) -> None:
+            if step is None and not long.done.is_set() and (caller := next(newcomers, None)):
+                scheduler.submit([Job(caller, session.answer("short", 1, 0), another)])
+
+        for _ in range(6):
+            another()
+        gate.set()
+        assert long.done.wait(20)
+    finally:
+        scheduler.close()
+    order = [name for one in session.passes for name in one]
+    assert order[: order.index("long") + 1 + 7 * 8].count("long") == 8, "every seventh part at least"
+
+
+class Slots:
+    """Counts caches that are held."""
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    def take(self) -> object:
+        slots = self
+
+        class Held:
+            def __init__(self) -> None:
+                slots.held += 1
+
+            def __del__(self) -> None:
+                slots.held -= 1
+
+        return Held()
+
+
+def test_an_answer_that_ends_gives_its_cache_back_at_once(scheduler: Scheduler) -> None:
+    """However it ends, whoever still holds the job or its error, and without the garbage collector."""
+    slots, gate = Slots(), threading.Event()
+
+    def fails() -> Iterator[str]:
+        cache = slots.take()
+        yield "one"
+        raise ContextTooLong(f"cannot do it with {type(cache).__name__}")
+
+    def waits() -> Iterator[Forward]:
+        cache = slots.take()
+        yield Forward(Passes(), cache, np.zeros(64, np.int64), np.array([0]))  # type: ignore[arg-type]
+        raise AssertionError("it was cancelled")
+
+    def holds() -> Iterator[int]:
+        while not gate.wait(0.002):
+            yield 1
+
+    gc.collect()
+    gc.disable()
+    try:
+        failed = submit(scheduler, 1, fails())[1]
+        assert failed.done.wait(5)
+        assert isinstance(failed.outcome, ContextTooLong)
+        assert slots.held == 0
+        other = submit(scheduler, 1, holds())[1]
+        job, waiting = submit(scheduler, 2, waits())  # it is not computed as long as the other one goes on
+        for _ in range(500):
+            if job.forward is not None:
+                break
+            time.sleep(0.01)
+        assert slots.held == 1
+        job.cancelled.set()
+        assert waiting.done.wait(5)
+        assert slots.held == 0
+        gate.set()
+        assert other.done.wait(5)
+    finally:
+        gc.enable()

@@ -1,6 +1,7 @@
 """Several sequences in one pass: each has the logits that it has alone."""
 
 import itertools
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from appliance.engine.cache import Cache
+from appliance.engine.cache import Cache, promised_bytes
 from appliance.engine.forward import Forward, compute
 from appliance.engine.session import Session
 from appliance.errors import ContextTooLong
@@ -142,3 +143,44 @@ def test_smollm2_together_is_alone_in_8_bits() -> None:
             for a, b in zip(alone, together, strict=True):
                 np.testing.assert_array_equal(a, b)
         assert all(np.abs(a - b).max() > 1 for a, b in pairwise(alone))  # they are different sequences
+
+
+def test_a_defect_in_a_pass_is_nobodys_but_its_own(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is raised, there or before: the thread goes on, and each forward is computed alone."""
+
+    def broken(*_: object) -> bool:
+        raise ValueError("a defect")
+
+    caches = filled(session)
+    alone = filled(session)
+    whole = session.forward_together
+    tokens = np.array([5])
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "forward_together", broken)
+        forwards = [Forward(session, cache, tokens, LAST, broken) for cache in caches[:2]]
+        compute(forwards)
+    monkeypatch.setattr(session, "forward_together", whole)
+    for forward, cache in zip(forwards, alone, strict=False):
+        found = forward.logits.copy()
+        np.testing.assert_array_equal(found, session.forward(cache, tokens))
+        assert not forward.finish()
+
+
+def test_promises_can_be_counted_while_others_are_made(session: Session) -> None:
+    """A model is loaded in one thread while answers begin in another."""
+    ended, failures = threading.Event(), list[Exception]()
+
+    def count() -> None:
+        while not ended.is_set():
+            try:
+                promised_bytes()
+            except Exception as e:  # noqa: BLE001  what the test is about
+                failures.append(e)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    for _ in range(3000):
+        session.new_cache(64)
+    ended.set()
+    thread.join()
+    assert failures == []

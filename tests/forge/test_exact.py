@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType
 from appliance.engine.session import Session
 from appliance.errors import BuildError
 from appliance.forge import build as forge
-from appliance.forge.quantize import dequantize, exact_4, quantize
+from appliance.forge.quantize import dequantize, exact_4, keeps_4, quantize
 from appliance.forge.weights import BLOCK, Affine4, Floats, open_weights
 from tests.fakes import built_models, tiny_gguf
 from tests.fakes.built_models import Architecture, BuiltModel
@@ -139,3 +139,13 @@ def test_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
     first, second = (four_bits(tmp_path / folder, "llama", "q4x") for folder in "ab")
     for name in ("model.onnx", "model.onnx.data"):
         assert (first.path / name).read_bytes() == (second.path / name).read_bytes()
+
+
+def test_a_matrix_of_blocks_on_one_side_gets_8_bits(tmp_path: Path) -> None:
+    """One such block in 32 would spoil the corrections of its neighbours."""
+    q = rng.integers(0, 16, (40, 32, BLOCK)).astype(np.uint8)
+    scale, offset = np.full((40, 32), 0.1, np.float32), np.full((40, 32), -0.73, np.float32)
+    assert keeps_4(Affine4(q, scale, offset))
+    offset[:, 7] = 1.0
+    assert not keeps_4(Affine4(q, scale, offset))
+    assert keeps_4(Affine4(q, -scale, -np.full((40, 32), -0.73, np.float32)))
