@@ -499,7 +499,7 @@ def test_sdk_streams_calls(sdk: openai.OpenAI) -> None:
 
 def test_n_answers_with_calls(sdk: openai.OpenAI) -> None:
     """Every one of several answers has calls of its own."""
-    answer = ask(sdk, tools=[WEATHER, ALARM], tool_choice="required", n=3, temperature=1.2, seed=1)
+    answer = ask(sdk, tools=[WEATHER, ALARM], tool_choice="required", n=3, temperature=0.8, seed=1, max_tokens=400)
     assert len(answer.choices) == 3
     ids = [call.id for choice in answer.choices for call in choice.message.tool_calls or ()]
     assert len(set(ids)) == len(ids) >= 3
