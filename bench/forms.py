@@ -114,6 +114,11 @@ def type_of(file: str) -> str:
     return found[1].upper() if found else Path(file).stem
 
 
+def peer_file(recipe: Recipe, folder: Path, kind: str) -> Path:
+    """Where a GGUF of another type lies. The name carries the source's hash: another source, another file."""
+    return folder / "gguf" / f"{recipe.name}-{source.pinned(recipe).sha256[:12]}.{kind}.gguf"
+
+
 def peer_forms(recipe: Recipe, folder: Path, python: Path, progress: Progress) -> list[Form]:
     """Give llama.cpp the pinned weights, as they are and as it converts them, with flash attention off and on."""
     pinned = source.pinned(recipe)
@@ -121,8 +126,7 @@ def peer_forms(recipe: Recipe, folder: Path, python: Path, progress: Progress) -
     files = {type_of(pinned.file): published}
     with Side(python, "bench.llama_side") as side:
         for kind in PEER_TYPES:
-            # The name carries the source's hash: another source, another file.
-            target = folder / "gguf" / f"{recipe.name}-{pinned.sha256[:12]}.{kind}.gguf"
+            target = peer_file(recipe, folder, kind)
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 progress(f"llama.cpp makes {kind}", 0.0)

@@ -78,6 +78,7 @@ SCHEMA = {
     "required": ["pump", "part", "changed_by", "date", "order", "severity", "downtime_h", "summary"],
     "additionalProperties": False,
 }
+_NEWS = [s for report in REPORTS for s in re.split(r"(?<=[.!?])\s+", report) if 40 < len(s) < 300]
 _PARTS = ("coupling", "bearing", "gasket", "filter", "impeller", "valve seat", "drive belt", "fuse", "relay", "sensor")
 
 
@@ -113,24 +114,22 @@ class Server:
 def documents(seed: int, count: int) -> list[Task]:
     """Write reports, always the same for the same seed: an event somewhere among other news."""
     rng = random.Random(f"workload {seed}")  # noqa: S311  varies texts, hides nothing
-    news = [s for report in REPORTS for s in re.split(r"(?<=[.!?])\s+", report) if 40 < len(s) < 300]
-    return [_document(rng, news, rng.randrange(900, 5200)) for _ in range(count)]
+    return [_document(rng, rng.randrange(900, 5200)) for _ in range(count)]
 
 
 def questions(seed: int) -> list[Messages]:
     """Two questions about one long document, which stands in a message of its own before them."""
     rng = random.Random(f"first token {seed}")  # noqa: S311  varies texts, hides nothing
-    news = [s for report in REPORTS for s in re.split(r"(?<=[.!?])\s+", report) if 40 < len(s) < 300]
     before = [
         {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": _document(rng, news, 5600).text},
+        {"role": "user", "content": _document(rng, 5600).text},
         {"role": "assistant", "content": "I have read it."},
     ]
     asked = ("Which pump was stopped?", "Who changed the part, and when?")
     return [[*before, {"role": "user", "content": question}] for question in asked]
 
 
-def _document(rng: random.Random, news: Sequence[str], size: int) -> Task:
+def _document(rng: random.Random, size: int) -> Task:
     wanted = {
         "pump": f"P-{rng.randrange(1000, 9999)}",
         "part": rng.choice(_PARTS),
@@ -146,7 +145,7 @@ def _document(rng: random.Random, news: Sequence[str], size: int) -> Task:
     ).format(**wanted)
     said: list[str] = []
     while sum(map(len, said)) < size:
-        said.append(rng.choice(news))
+        said.append(rng.choice(_NEWS))
     said.insert(rng.randrange(len(said) + 1), event)
     return Task(f"Report {rng.randrange(100, 999)}\n\n" + " ".join(said), wanted)
 

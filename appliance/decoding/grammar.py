@@ -380,9 +380,9 @@ class GrammarState:
 
     def accepts(self, tokens: Sequence[int]) -> int:
         """Count how many of some tokens, from the first on, the form allows one after the other; no stop token."""
-        text = list(itertools.takewhile(lambda token: token not in self._stop, tokens))
-        known = list(itertools.takewhile(lambda token: 0 <= token < len(self.grammar.vocabulary), text))
-        return int(self._matcher.validate_tokens(known)) if known and not self._stopped else 0
+        size = len(self.grammar.vocabulary)
+        text = list(itertools.takewhile(lambda token: token not in self._stop and 0 <= token < size, tokens))
+        return int(self._matcher.validate_tokens(text)) if text and not self._stopped else 0
 
     def mask(self, logits: Logits, banned: Collection[int] = ()) -> Logits:
         """Put every token that may not come to minus infinity; stop tokens may come if the text is complete.

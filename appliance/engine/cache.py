@@ -131,11 +131,6 @@ class Cache:
             _CACHES.add(self)
 
     @property
-    def size_bytes(self) -> int:
-        """Memory that the cache takes when every token is used."""
-        return self.bytes_of(self.capacity)
-
-    @property
     def promised_bytes(self) -> int:
         """Memory that was promised and is not taken yet: pages count for the kernel only once they are written."""
         return self.bytes_of(self.capacity - self.length)

@@ -118,7 +118,7 @@ def prefill(
         # A cache of an earlier candidate may end within a part: what is computed then is no part to keep.
         began, whole = cache.length, cache.length == part.start
         # While it waits for its turn, another prompt may bring the part.
-        forward = Forward(session, cache, prompt[began : part.end], _NO_ROWS, restored if whole else lambda: False)
+        forward = Forward(session, cache, prompt[began : part.end], _NO_ROWS, restored)
         yield forward
         skipped = forward.finish()
         if whole and not skipped:

@@ -8,6 +8,7 @@ Source: Gemma 3 technical report (2025), and the configuration that Google publi
 
 import numpy as np
 
+from appliance.forge import llama, qwen3
 from appliance.forge.graph import MS
 from appliance.forge.layers import Layers
 from appliance.forge.weights import Hyperparameters
@@ -17,24 +18,10 @@ Shape = tuple[int, ...]
 
 def tensor_shapes(h: Hyperparameters, vocabulary: int) -> dict[str, Shape]:
     """Name and shape of every tensor that must be there."""
-    q, kv = h.heads * h.head_dim, h.kv_heads * h.head_dim
     shapes: dict[str, Shape] = {"token_embd.weight": (vocabulary, h.hidden), "output_norm.weight": (h.hidden,)}
     for i in range(h.layers):
-        shapes |= {
-            f"blk.{i}.attn_norm.weight": (h.hidden,),
-            f"blk.{i}.attn_q.weight": (q, h.hidden),
-            f"blk.{i}.attn_k.weight": (kv, h.hidden),
-            f"blk.{i}.attn_v.weight": (kv, h.hidden),
-            f"blk.{i}.attn_q_norm.weight": (h.head_dim,),
-            f"blk.{i}.attn_k_norm.weight": (h.head_dim,),
-            f"blk.{i}.attn_output.weight": (h.hidden, q),
-            f"blk.{i}.post_attention_norm.weight": (h.hidden,),
-            f"blk.{i}.ffn_norm.weight": (h.hidden,),
-            f"blk.{i}.ffn_gate.weight": (h.feed_forward, h.hidden),
-            f"blk.{i}.ffn_up.weight": (h.feed_forward, h.hidden),
-            f"blk.{i}.ffn_down.weight": (h.hidden, h.feed_forward),
-            f"blk.{i}.post_ffw_norm.weight": (h.hidden,),
-        }
+        shapes |= llama.attention_shapes(h, i) | qwen3.head_norm_shapes(h, i) | llama.feed_forward_shapes(h, i)
+        shapes |= {f"blk.{i}.post_attention_norm.weight": (h.hidden,), f"blk.{i}.post_ffw_norm.weight": (h.hidden,)}
     return shapes
 
 

@@ -24,7 +24,7 @@ Outputs:  conv_inputs.{i} float32 [tokens, hidden]
 The embedding table is in the file once; the head reads the same bytes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -240,6 +240,21 @@ class Layers:
         gate = g.node("QuickGelu", [self.linear(x, block + "ffn_gate")], domain=MS, alpha=1.0)  # x * sigmoid(x): SiLU
         product = g.node("Mul", [gate, self.linear(x, block + "ffn_up")])
         return self.linear(product, block + "ffn_down")
+
+    def stack(self, mix: Callable[[int, str], str]) -> None:
+        """Write a whole graph whose layers are a norm, something that mixes tokens, a norm and SwiGLU.
+
+        Args:
+            mix: of a layer's number and its normed input, [tokens, hidden] each.
+        """
+        residual = self.embedding()
+        x = self.norm(residual, "blk.0.attn_norm")
+        for i in range(self.hyperparameters.layers):
+            block = f"blk.{i}."
+            x, residual = self.add_norm(mix(i, x), residual, block + "ffn_norm")
+            following = f"blk.{i + 1}.attn_norm" if i + 1 < self.hyperparameters.layers else "output_norm"
+            x, residual = self.add_norm(self.swiglu(x, block), residual, following)
+        self.head(x)
 
     def _rotary(self, theta: float) -> tuple[str, str]:
         """Tables of cosines and sines: [context_length, head_dim / 2] each; computed in float64."""

@@ -14,21 +14,32 @@ Shape = tuple[int, ...]
 
 def tensor_shapes(h: Hyperparameters, vocabulary: int) -> dict[str, Shape]:
     """Name and shape of every tensor that must be there."""
-    q, kv = h.heads * h.head_dim, h.kv_heads * h.head_dim
     shapes: dict[str, Shape] = {"token_embd.weight": (vocabulary, h.hidden), "output_norm.weight": (h.hidden,)}
     for i in range(h.layers):
-        shapes |= {
-            f"blk.{i}.attn_norm.weight": (h.hidden,),
-            f"blk.{i}.attn_q.weight": (q, h.hidden),
-            f"blk.{i}.attn_k.weight": (kv, h.hidden),
-            f"blk.{i}.attn_v.weight": (kv, h.hidden),
-            f"blk.{i}.attn_output.weight": (h.hidden, q),
-            f"blk.{i}.ffn_norm.weight": (h.hidden,),
-            f"blk.{i}.ffn_gate.weight": (h.feed_forward, h.hidden),
-            f"blk.{i}.ffn_up.weight": (h.feed_forward, h.hidden),
-            f"blk.{i}.ffn_down.weight": (h.hidden, h.feed_forward),
-        }
+        shapes |= attention_shapes(h, i) | feed_forward_shapes(h, i)
     return shapes
+
+
+def attention_shapes(h: Hyperparameters, layer: int) -> dict[str, Shape]:
+    """Of one layer: the projections."""
+    q, kv = h.heads * h.head_dim, h.kv_heads * h.head_dim
+    return {
+        f"blk.{layer}.attn_q.weight": (q, h.hidden),
+        f"blk.{layer}.attn_k.weight": (kv, h.hidden),
+        f"blk.{layer}.attn_v.weight": (kv, h.hidden),
+        f"blk.{layer}.attn_output.weight": (h.hidden, q),
+    }
+
+
+def feed_forward_shapes(h: Hyperparameters, layer: int) -> dict[str, Shape]:
+    """Of one layer: both norms and the gated network."""
+    return {
+        f"blk.{layer}.attn_norm.weight": (h.hidden,),
+        f"blk.{layer}.ffn_norm.weight": (h.hidden,),
+        f"blk.{layer}.ffn_gate.weight": (h.feed_forward, h.hidden),
+        f"blk.{layer}.ffn_up.weight": (h.feed_forward, h.hidden),
+        f"blk.{layer}.ffn_down.weight": (h.hidden, h.feed_forward),
+    }
 
 
 def optional_shapes(h: Hyperparameters, vocabulary: int) -> dict[str, Shape]:
@@ -38,14 +49,10 @@ def optional_shapes(h: Hyperparameters, vocabulary: int) -> dict[str, Shape]:
 
 def write(layers: Layers) -> None:
     """Write the whole graph."""
-    h = layers.hyperparameters
-    residual = layers.embedding()
-    x = layers.norm(residual, "blk.0.attn_norm")
-    for i in range(h.layers):
+
+    def attend(i: int, x: str) -> str:
         block = f"blk.{i}."
         qkv = layers.linear(x, block + "attn_q", block + "attn_k", block + "attn_v")
-        attended = layers.attention(i, qkv)
-        x, residual = layers.add_norm(layers.linear(attended, block + "attn_output"), residual, block + "ffn_norm")
-        following = f"blk.{i + 1}.attn_norm" if i + 1 < h.layers else "output_norm"
-        x, residual = layers.add_norm(layers.swiglu(x, block), residual, following)
-    layers.head(x)
+        return layers.linear(layers.attention(i, qkv), block + "attn_output")
+
+    layers.stack(attend)

@@ -11,30 +11,22 @@ from appliance.forge.layers import Layers
 from appliance.forge.weights import Hyperparameters
 
 Shape = tuple[int, ...]
+optional_shapes = llama.optional_shapes
 
 
 def tensor_shapes(h: Hyperparameters, vocabulary: int) -> dict[str, Shape]:
     """Name and shape of every tensor that must be there: those of llama, and the norms of Q and K."""
     shapes = llama.tensor_shapes(h, vocabulary)
     for i in range(h.layers):
-        shapes |= {f"blk.{i}.attn_q_norm.weight": (h.head_dim,), f"blk.{i}.attn_k_norm.weight": (h.head_dim,)}
+        shapes |= head_norm_shapes(h, i)
     return shapes
 
 
-def optional_shapes(h: Hyperparameters, vocabulary: int) -> dict[str, Shape]:
-    """Tensors that may be missing: a head of its own, where it is not tied to the embedding."""
-    return llama.optional_shapes(h, vocabulary)
+def head_norm_shapes(h: Hyperparameters, layer: int) -> dict[str, Shape]:
+    """Of one layer: the norms on every head of Q and K."""
+    return {f"blk.{layer}.attn_q_norm.weight": (h.head_dim,), f"blk.{layer}.attn_k_norm.weight": (h.head_dim,)}
 
 
 def write(layers: Layers) -> None:
     """Write the whole graph."""
-    h = layers.hyperparameters
-    residual = layers.embedding()
-    x = layers.norm(residual, "blk.0.attn_norm")
-    for i in range(h.layers):
-        block = f"blk.{i}."
-        attended = layers.linear(layers.normed_attention(i, x), block + "attn_output")
-        x, residual = layers.add_norm(attended, residual, block + "ffn_norm")
-        following = f"blk.{i + 1}.attn_norm" if i + 1 < h.layers else "output_norm"
-        x, residual = layers.add_norm(layers.swiglu(x, block), residual, following)
-    layers.head(x)
+    layers.stack(lambda i, x: layers.linear(layers.normed_attention(i, x), f"blk.{i}.attn_output"))

@@ -23,7 +23,7 @@ from typing import Any
 from appliance.files import Progress
 from appliance.forge import source
 from appliance.forge.recipe import Recipe
-from bench.forms import Form
+from bench.forms import Form, peer_file
 from bench.loops.prompts import Prompt
 from bench.loops.run import MAX_TOKENS, Row, Rows, Setting
 from bench.pipe import Side, SideFailed
@@ -177,9 +177,8 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def weights(recipe: Recipe, program: Path, folder: Path, progress: Progress) -> Path:
     """Give the GGUF for the peer: Q8_0 made of the pinned source, or that source if nothing here can convert it."""
-    pinned = source.pinned(recipe)
-    published = source.fetch(pinned, progress)
-    target = folder / "gguf" / f"{recipe.name}-{pinned.sha256[:12]}.Q8_0.gguf"  # as bench.forms names it
+    published = source.fetch(source.pinned(recipe), progress)
+    target = peer_file(recipe, folder, "Q8_0")
     quantizer = program.with_name("llama-quantize")
     if target.exists() or not quantizer.exists():
         return target if target.exists() else published

@@ -6,7 +6,6 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +18,7 @@ from appliance.forge.build import ARCHITECTURES, build
 from appliance.forge.graph import Graph, floats
 from appliance.forge.weights import open_weights
 from appliance.models import card as cards
+from bench.sizes import CONFIGS
 from tests.fakes import built_models, tiny_gguf
 from tests.fakes.built_models import Architecture, tiny_recipe, write_tiny
 
@@ -27,58 +27,14 @@ def digests(package: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in package.iterdir()}
 
 
-# name | its config.json as published, less what nobody reads | parameters as its model card counts them
-PUBLISHED = [
-    (
-        "lfm2-350m",
-        {
-            "model_type": "lfm2",
-            "hidden_size": 1024,
-            "block_ff_dim": 6656,
-            "block_auto_adjust_ff_dim": True,
-            "block_ffn_dim_multiplier": 1.0,
-            "block_multiple_of": 256,
-            "num_hidden_layers": 16,
-            "full_attn_idxs": [2, 5, 8, 10, 12, 14],
-            "conv_L_cache": 3,
-            "conv_bias": False,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "max_position_embeddings": 128_000,
-            "norm_eps": 1e-5,
-            "rope_theta": 1e6,
-            "vocab_size": 65_536,
-        },
-        354_483_968,
-    ),
-    (
-        "qwen3-0.6b",
-        {
-            "model_type": "qwen3",
-            "hidden_size": 1024,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "max_position_embeddings": 40_960,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1e6,
-            "tie_word_embeddings": True,
-            "vocab_size": 151_936,
-        },
-        596_049_920,
-    ),
-]
+# Parameters as the model cards count them; the settings are those that are measured.
+PUBLISHED = {"lfm2-350m": 354_483_968, "qwen3-0.6b": 596_049_920}
 
 
-@pytest.mark.parametrize(("name", "config", "parameters"), PUBLISHED, ids=[p[0] for p in PUBLISHED])
-def test_published_configurations_have_their_parameters(
-    tmp_path: Path, name: str, config: dict[str, Any], parameters: int
-) -> None:
+@pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items(), ids=list(PUBLISHED))
+def test_published_configurations_have_their_parameters(tmp_path: Path, name: str, parameters: int) -> None:
     """The tables of shapes, filled from a real model's settings, sum to what its publisher counts."""
+    config = CONFIGS[name]
     source = write_tiny(tmp_path / "source", config["model_type"])
     (source / "config.json").write_text(json.dumps(config))
     with open_weights(source) as weights:
