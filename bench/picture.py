@@ -15,8 +15,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from appliance.files import write_durably
+from appliance.errors import SkerryError
+from appliance.files import read_limited, write_durably
 
+_MAX_FIGURES_BYTES = 16 << 20
 WIDTH, LEFT, RIGHT, ROW, BAR, TOP = 760, 190, 120, 34, 18, 58
 
 
@@ -64,7 +66,14 @@ def main() -> int:
     parser.add_argument("picture", type=Path, help="the SVG to write")
     parser.add_argument("--threads", default="2", help="which of its thread counts (2)")
     options = parser.parse_args()
-    found = json.loads(options.figures.read_text())
+    try:
+        found = json.loads(read_limited(options.figures, _MAX_FIGURES_BYTES))
+    except (SkerryError, ValueError) as e:
+        print(
+            f"bench.picture: cannot read {options.figures}: {e}; give what `python -m bench --out` wrote",
+            file=sys.stderr,
+        )
+        return 1
     measured = {name: model for name, model in found["models"].items() if options.threads in model.get("threads", {})}
     if not measured:
         print(f"bench.picture: {options.figures} holds no run with {options.threads} threads", file=sys.stderr)

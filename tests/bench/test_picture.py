@@ -37,3 +37,16 @@ def test_a_file_of_figures_becomes_a_picture(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "f.json"), str(tmp_path / "q.svg"), "--threads", "1"])
     assert picture.main() == 1
     assert not (tmp_path / "q.svg").exists()
+
+
+@pytest.mark.parametrize("content", [None, "{", "\xff"])
+def test_figures_that_cannot_be_read_end_in_words(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No file, no JSON, no text: what to give stands in the message, and there is no picture."""
+    if content is not None:
+        (tmp_path / "f.json").write_bytes(content.encode("latin-1"))
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "f.json"), str(tmp_path / "p.svg")])
+    assert picture.main() == 1
+    assert "python -m bench --out" in capsys.readouterr().err
+    assert not (tmp_path / "p.svg").exists()
