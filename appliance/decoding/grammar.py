@@ -350,6 +350,8 @@ class GrammarState:
         self._row: Logits = np.empty(0, np.float32)
         self._written: NDArray[np.intp] | None = None
         """Where the row is not minus infinity, if that is known."""
+        self._next: Bits | None = None
+        """What may come next, once that was computed."""
 
     @property
     def mixes_text(self) -> bool:
@@ -401,18 +403,28 @@ class GrammarState:
         known = min(logits.size, len(self.grammar.vocabulary))
         words = np.flatnonzero(bits.view(np.uint64))
         if words.size <= FEW_WORDS:
-            self._pick(bits, words, logits, known)
+            tokens = _tokens(bits, words)
+            self._pick(tokens[tokens < known], logits)
         else:
             _ceilings().take(bits, axis=0, out=self._ceiling, mode="clip")
             np.minimum(logits[:known], self._ceiling.ravel()[:known], out=self._row[:known])
             self._written = None
         return self._row
 
-    def _pick(self, bits: Bits, words: NDArray[np.intp], logits: Logits, known: int) -> None:
-        """Copy single logits, where only few words of the mask allow any."""
-        places = np.flatnonzero(np.unpackbits(bits.reshape(-1, 8)[words].ravel(), bitorder="little"))
-        tokens = words[places >> 6] * 64 + (places & 63)
-        tokens = tokens[tokens < known]
+    def few(self, most: int) -> NDArray[np.intp] | None:
+        """List the tokens that may come next; None if there are more than `most`.
+
+        Raises:
+            InvalidRequest: the grammar has become too complex for llguidance.
+        """
+        words = self._allowed(()).view(np.uint64)
+        if np.bitwise_count(words).sum() > most:
+            return None
+        tokens = _tokens(words.view(np.uint8), np.flatnonzero(words))
+        return tokens[tokens < len(self.grammar.vocabulary)]
+
+    def _pick(self, tokens: NDArray[np.intp], logits: Logits) -> None:
+        """Copy single logits."""
         if self._written is None:
             self._row.fill(-np.inf)
         else:
@@ -421,15 +433,17 @@ class GrammarState:
         self._written = tokens
 
     def _allowed(self, banned: Collection[int]) -> Bits:
+        if self._next is None:
+            self._next = self._compute()
+        return _without(self._next, banned) if banned else self._next
+
+    def _compute(self) -> Bits:
         self._lifted = False
         if self._stopped:
             raise InternalError("cannot go on with an answer: it has ended", hint="report this as a defect")
         self._matcher.unsafe_compute_mask_ptr(self._pointer, self._mask_bytes)
         self._refuse_errors()
-        bits = self._bits
-        if self._bounds is not None:
-            bits = self._bounded(self._bounds, bits)
-        return _without(bits, banned) if banned else bits
+        return self._bits if self._bounds is None else self._bounded(self._bounds, self._bits)
 
     def _bounded(self, bounds: JsonBounds, bits: Bits) -> Bits:
         place = self._places[-1]
@@ -475,7 +489,7 @@ class GrammarState:
         if self._bounds is not None:
             self._places.append(self._bounds.step(self._places[-1], token, lifted=self._lifted))
         self._way_out = self._way_out[1:] if self._way_out[:1] == [token] else []
-        self._lifted = False
+        self._lifted, self._next = False, None
 
     def forced(self) -> list[int]:
         """List the tokens that must come next, if the next bytes are certain; give each to `advance`."""
@@ -497,7 +511,7 @@ class GrammarState:
         del self._tokens[-count:]
         if self._bounds is not None:
             del self._places[-count:]
-        self._stopped, self._lifted, self._way_out = False, False, []
+        self._stopped, self._lifted, self._way_out, self._next = False, False, [], None
 
     def shortest_completion(self) -> list[int] | None:
         """Find tokens that make the text complete, as few as a bounded search finds.
@@ -532,6 +546,12 @@ class GrammarState:
                 hint=_hint(error) if kind in _NAMES else json_schema.TOO_MUCH,
                 param=_PARAM,
             )
+
+
+def _tokens(bits: Bits, words: NDArray[np.intp]) -> NDArray[np.intp]:
+    """List the tokens that are allowed in some words of 64."""
+    places = np.flatnonzero(np.unpackbits(bits.reshape(-1, 8)[words].ravel(), bitorder="little"))
+    return np.asarray(words[places >> 6] * 64 + (places & 63))
 
 
 def _without(bits: Bits, banned: Collection[int]) -> Bits:

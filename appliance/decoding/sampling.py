@@ -177,7 +177,7 @@ def processors(
         breakers: tokens that no repetition reaches across for DRY, see `penalties.sequence_breakers`.
     """
     p, start, out = params, prompt_length, _Buffer()
-    chain: list[Processor] = [lambda tokens, x: require_finite(x)]
+    chain: list[Processor] = [lambda tokens, x: require_sound(x)]
     if p.logit_bias:
         chain.append(lambda tokens, x: logit_bias(x, p.logit_bias, out.like(x)))
     if p.repetition_penalty != 1:
@@ -238,12 +238,21 @@ def apply(chain: Sequence[Processor], tokens: Tokens, logits: Logits) -> Logits:
 # --- bias and penalties -----------------------------------------------------------------------------------------------
 
 
-def require_finite(logits: Logits) -> Logits:
-    """Let a model's own logits through, before anything masks them.
+def require_sound(logits: Logits) -> Logits:
+    """Let a model's own logits through; minus infinity stands for those that were not computed.
 
     Raises:
-        InternalError: one is not a number or infinite: the model or its kernel is broken, and a token drawn from it
-            would look like an answer.
+        InternalError: one is not a number or plus infinity, or none is a number: the model or its kernel is broken,
+            and a token drawn from it would look like an answer.
+    """
+    return logits if math.isfinite(logits.max()) else require_finite(logits)  # a maximum carries NaN
+
+
+def require_finite(logits: Logits) -> Logits:
+    """Let a model's own logits through, all of them.
+
+    Raises:
+        InternalError: one is not a number or infinite.
     """
     # Two reductions instead of isfinite: both carry NaN, and neither makes an array.
     if not (math.isfinite(logits.max()) and math.isfinite(logits.min())):

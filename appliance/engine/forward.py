@@ -16,16 +16,13 @@ holds where it runs.)
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from appliance.decoding.sampling import Logits
 from appliance.engine.cache import Cache
-
-if TYPE_CHECKING:
-    from appliance.engine.session import Session
+from appliance.engine.session import Session, Wanted
 
 log = logging.getLogger("skerry.engine")
 
@@ -43,13 +40,15 @@ class Forward:
         tokens: int64, shape (n,), n >= 1.
         rows: int64, shape (r,): the positions in `tokens` whose logits are wanted.
         instead: is asked before it is computed with others; true: it has become needless, and is not computed.
+        ids: shape (m,): the tokens whose logits are wanted, where r is 1; None: all.
     """
 
-    session: "Session"
+    session: Session
     cache: Cache
     tokens: NDArray[np.int64]
     rows: NDArray[np.int64]
     instead: Callable[[], bool] = lambda: False
+    ids: NDArray[np.intp] | None = None
     _logits: Logits | None = field(default=None, repr=False)
     _skipped: bool = False
 
@@ -60,14 +59,19 @@ class Forward:
 
     @property
     def logits(self) -> Logits:
-        """float32, shape (r, vocabulary), valid until the session's next pass.
+        """float32, shape (r, vocabulary), minus infinity where not wanted; valid until the session's next pass.
 
         Raises:
             ContextTooLong: as `Session.forward`.
         """
         if self._logits is None:
-            self._logits = self.session.forward(self.cache, self.tokens, self.rows)
+            (self._logits,) = self.session.forward_together([self.wanted])
         return self._logits
+
+    @property
+    def wanted(self) -> Wanted:
+        """What the session is asked for."""
+        return Wanted(self.cache, self.tokens, self.rows, self.ids)
 
     def finish(self) -> bool:
         """Compute it, if nobody has; tells whether it had become needless instead."""
@@ -101,7 +105,7 @@ def _needless(forward: Forward) -> bool:
 
 def _compute_pass(group: Sequence[Forward]) -> None:
     try:
-        found = group[0].session.forward_together([(f.cache, f.tokens, f.rows) for f in group])
+        found = group[0].session.forward_together([f.wanted for f in group])
     except Exception as e:  # noqa: BLE001  whatever it is, it is the error of the answer that meets it alone
         log.warning("a pass for %d answers failed, each is computed alone: %s", len(group), type(e).__name__)
         return

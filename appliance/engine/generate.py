@@ -165,7 +165,9 @@ def generate(
     # 2. the prompt
     yield from prefill(session, cache, prompt, owner, boundary)
     # 3. what changes the logits, and a source of chance
-    answer = _Answer(session, cache, prompt, max_tokens, breaker, grammar)
+    # Who asks how likely a token was asks about all of them.
+    most_ids = 0 if grammar is None or top_logprobs is not None else session.most_ids
+    answer = _Answer(session, cache, prompt, max_tokens, breaker, grammar, most_ids)
     draw = _Draw(sampling, len(prompt), index, breaker, grammar, sequence_breakers)
     # 4. a forward a step, and of it as many tokens as were guessed; after each what must follow it, or a rewind
     while answer.has_room:
@@ -196,8 +198,10 @@ class _Answer:
         max_tokens: int,
         breaker: Breaker | None,
         grammar: "GrammarState | None",
+        most_ids: int,
     ) -> None:
         self._session, self._cache, self._breaker, self._grammar = session, cache, breaker, grammar
+        self._most_ids = most_ids  # up to so many tokens that the form allows are computed alone
         self._stop = frozenset(session.card.tokens.stop)
         self._drafts = Drafts(session.draft_tokens)
         self._guess: list[int] = []  # what is in the cache behind `_certain`, as far as it was not found wrong
@@ -224,7 +228,11 @@ class _Answer:
         if self._guess and self._grammar:  # what the form forbids is not worth computing
             self._guess = self._guess[: self._grammar.accepts(self._guess)]
         tokens = np.concatenate([self._buffer[cached : self._end], np.array(self._guess, np.int64)])
-        return Forward(self._session, self._cache, tokens, np.arange(self._certain - cached - 1, len(tokens)))
+        rows = np.arange(self._certain - cached - 1, len(tokens))
+        # What is drawn after a break is told with its rivals, so all of them are needed then.
+        alone = self._grammar is not None and len(rows) == 1 and self._most_ids and not recovering
+        ids = self._grammar.few(self._most_ids) if alone and self._grammar else None
+        return Forward(self._session, self._cache, tokens, rows, ids=ids)
 
     def rows(self, logits: Logits) -> Iterator[Logits]:
         """Give out the rows of a forward.

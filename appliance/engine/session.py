@@ -23,7 +23,7 @@ Source: onnxruntime's contrib operators (GroupQueryAttention, MatMulNBits, Gathe
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import onnxruntime as ort
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from appliance.decoding.sampling import Logits
 from appliance.engine.cache import Arena, Cache, promised_bytes
 from appliance.engine.convolution import Convolutions, Span, convolutions_of
+from appliance.engine.head import Head
 from appliance.engine.prefixes import Prefixes
 from appliance.errors import CardMismatch, ContextTooLong, InternalError, OutOfMemory
 from appliance.models.card import Card
@@ -48,13 +49,26 @@ SLOTS = 8
 MEMORY_RESERVE_BYTES = 64 << 20
 """Memory that an allocation must leave to the rest of the box."""
 
-_INPUTS = frozenset(
-    ["input_ids", "query_seqlens", "seqlens_k", "total_sequence_length", "padded_rows", "flat_rows", "logit_rows"]
-)
-Wanted = Sequence[tuple[Cache, NDArray[np.int64], NDArray[np.int64]]]
-"""Caches, the tokens to append to each, and the rows whose logits are asked for."""
-
+_INPUTS = {"input_ids", "query_seqlens", "seqlens_k", "total_sequence_length", "padded_rows", "flat_rows"}
+_INPUTS |= {"logit_rows", "hidden_rows"}
+_NO_ROWS = np.empty(0, np.int64)
 _DTYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 10: np.float16}
+
+
+class Wanted(NamedTuple):
+    """What a pass is to append to one cache, and what is asked for of it.
+
+    Attributes:
+        cache: of the session.
+        tokens: int64, shape (n,), n >= 1.
+        rows: int64, shape (r,): the positions in `tokens` whose logits are wanted.
+        ids: shape (m,): the tokens whose logits are wanted, where r is 1; None: all.
+    """
+
+    cache: Cache
+    tokens: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    ids: NDArray[np.intp] | None = None
 
 
 class Session:
@@ -87,7 +101,7 @@ class Session:
         self.draft_tokens = draft_tokens
         self._model = model
         require_memory(model.size_bytes, f"load {model.name}")
-        self._session, self._weights = _open_session(model, self.threads)
+        self._session, self._weights, self._head = _open_session(model, self.threads)
         model.recheck()
         model.release_pages()
         shapes, self._convolutions = _cache_shapes(self._session, model.card)
@@ -96,6 +110,7 @@ class Session:
         self._arena = Arena(shapes | kept, slots, model.card.context_length)
         self._bindings: dict[tuple[int, int], Any] = {}
         self._vocabulary_size = model.card.vocabulary_size
+        self._hidden_size = next(int(o.shape[-1]) for o in self._session.get_outputs() if o.name == "hidden")
         self._step_logits = np.zeros((slots, self._vocabulary_size), np.float32)
 
     @property
@@ -107,6 +122,11 @@ class Session:
     def model(self) -> VerifiedModel:
         """The verified package that runs here."""
         return self._model
+
+    @property
+    def most_ids(self) -> int:
+        """Of how many tokens at most it pays to ask for the logits alone."""
+        return self._head.most_ids if self._head else 0
 
     def cache_bytes(self, capacity: int) -> int:
         """Memory that a cache of `capacity` tokens takes."""
@@ -143,19 +163,21 @@ class Session:
         Raises:
             ContextTooLong: the cache has no room for n more tokens.
         """
-        return self.forward_together([(cache, tokens, np.array([len(tokens) - 1]) if rows is None else rows)])[0]
+        return self.forward_together([Wanted(cache, tokens, np.array([len(tokens) - 1]) if rows is None else rows)])[0]
 
-    def forward_together(self, wanted: Wanted) -> list[Logits]:
+    def forward_together(self, wanted: Sequence[Wanted]) -> list[Logits]:
         """Append tokens to several caches in one pass.
 
         Args:
-            wanted: cache, tokens and rows as `forward` has them; each cache once.
+            wanted: what for each cache; each cache once.
         Returns:
-            The logits of each; those of single tokens are valid until the next call.
+            The logits of each, float32, shape (rows, vocabulary), minus infinity where they were not wanted; those of
+            single tokens are valid until the next call.
         Raises:
             ContextTooLong: a cache has no room; nothing was computed.
+            InternalError: a logit of a few is not a number.
         """
-        for cache, tokens, _ in wanted:
+        for cache, tokens, *_ in wanted:
             if cache.length + len(tokens) > cache.capacity:
                 raise ContextTooLong(f"cannot append {len(tokens)} tokens: {cache.length} of {cache.capacity} are used")
         first, end, spans, inputs = _lay_out(wanted)
@@ -165,17 +187,41 @@ class Session:
             kept = self._convolutions.bind(binding, len(inputs["input_ids"]))
         for name, value in inputs.items():
             binding.bind_cpu_input(name, value)
-        number = len(inputs["logit_rows"])
+        whole, few = len(inputs["logit_rows"]), len(inputs["hidden_rows"])
         # Rows of single tokens are read before the next step and need no memory of their own each time.
-        reused = inputs["padded_rows"].shape[1] == 1 and number <= len(self._step_logits)
-        logits = self._step_logits[:number] if reused else np.empty((number, self._vocabulary_size), np.float32)
-        binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
+        reused = inputs["padded_rows"].shape[1] == 1 and whole + few <= len(self._step_logits)
+        logits = self._step_logits if reused else np.empty((whole + few, self._vocabulary_size), np.float32)
+        hidden = np.empty((few, self._hidden_size), np.float32)
+        binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits[:whole]))
+        binding.bind_ortvalue_output("hidden", ort.OrtValue.ortvalue_from_numpy(hidden))
         self._session.run_with_iobinding(binding)
         if self._convolutions is not None and kept is not None:
             self._convolutions.keep(self._arena, spans, kept)
-        for cache, tokens, _ in wanted:
+        for cache, tokens, *_ in wanted:
             cache.length += len(tokens)
-        return np.split(logits, np.cumsum([len(rows) for *_, rows in wanted])[:-1])
+        return self._split(wanted, logits, hidden, whole)
+
+    def _split(self, wanted: Sequence[Wanted], logits: Logits, hidden: NDArray[np.float32], whole: int) -> list[Logits]:
+        """Give each its rows: those of all tokens stand first in `logits`, and behind them go those of a few."""
+        found, at = [], 0
+        states = iter(zip(hidden, logits[whole:], strict=False))
+        for _, _, rows, ids in wanted:
+            if ids is None:
+                found.append(logits[at : at + len(rows)])
+                at += len(rows)
+                continue
+            state, row = next(states)
+            assert self._head is not None  # noqa: S101  `most_ids` would be 0
+            few = self._head.logits(state, ids)
+            if not np.isfinite(few).all():
+                raise InternalError(
+                    f"cannot go on: {np.count_nonzero(~np.isfinite(few))} of {len(ids)} logits are not finite",
+                    hint="verify the model package; if it is sound, report a defect",
+                )
+            row.fill(-np.inf)
+            row[ids] = few
+            found.append(row[None])
+        return found
 
     def _binding(self, first: int, end: int) -> Any:
         """Bind the slots from `first` to `end`; made once for each pair."""
@@ -193,6 +239,7 @@ class Session:
         self._session = None
         self._bindings.clear()
         self.prefixes.shrink()
+        self._head = None
         self._weights.clear()
         self._model.close()
 
@@ -205,20 +252,20 @@ class Session:
         self.close()
 
 
-def _lay_out(wanted: Wanted) -> tuple[int, int, list[Span], dict[str, NDArray[Any]]]:
+def _lay_out(wanted: Sequence[Wanted]) -> tuple[int, int, list[Span], dict[str, NDArray[Any]]]:
     """Say which slots a pass is about, where each sequence stands in it, and the graph's inputs.
 
     Returns:
         The first slot and the end; a span for each of `wanted`; the inputs that every graph has, by name.
     """
     # 1. which slots take part: a slot between them that has no tokens is left as it is
-    slots = [cache.slot for cache, _, _ in wanted]
+    slots = [cache.slot for cache, *_ in wanted]
     first, end = min(slots), max(slots) + 1
     counts, totals = np.zeros(end - first, np.int32), np.ones(end - first, np.int32)
-    starts = np.cumsum([0] + [len(tokens) for _, tokens, _ in wanted])
+    starts = np.cumsum([0] + [len(tokens) for _, tokens, *_ in wanted])
     spans = [
         Span(cache.slot, cache.length, int(start), int(start) + len(tokens))
-        for (cache, tokens, _), start in zip(wanted, starts, strict=False)
+        for (cache, tokens, *_), start in zip(wanted, starts, strict=False)
     ]
     for span in spans:
         counts[span.slot - first] = span.end - span.start
@@ -229,14 +276,17 @@ def _lay_out(wanted: Wanted) -> tuple[int, int, list[Span], dict[str, NDArray[An
     for span in spans:
         padded[span.slot - first, : span.end - span.start] = np.arange(span.start, span.end)
     rows_of = [(span.slot - first) * longest + np.arange(span.end - span.start) for span in spans]
+    # 3. which rows go through the whole head, and which do not
+    asked = [(w.rows + span.start, w.ids is None) for w, span in zip(wanted, spans, strict=True)]
     inputs: dict[str, NDArray[Any]] = {
-        "input_ids": np.concatenate([tokens for _, tokens, _ in wanted], dtype=np.int64),
+        "input_ids": np.concatenate([tokens for _, tokens, *_ in wanted], dtype=np.int64),
         "query_seqlens": counts,
         "seqlens_k": totals - 1,
         "total_sequence_length": np.array(totals.max(), np.int32),
         "padded_rows": padded,
         "flat_rows": np.concatenate(rows_of, dtype=np.int64),
-        "logit_rows": np.concatenate([rows + span.start for (*_, rows), span in zip(wanted, spans, strict=True)]),
+        "logit_rows": np.concatenate([_NO_ROWS, *(rows for rows, whole in asked if whole)]),
+        "hidden_rows": np.concatenate([_NO_ROWS, *(rows for rows, whole in asked if not whole)]),
     }
     return first, end, spans, inputs
 
@@ -257,7 +307,7 @@ def require_memory(size_bytes: int, what: str) -> None:
         )
 
 
-def _open_session(model: VerifiedModel, threads: int) -> tuple[Any, dict[str, Any]]:
+def _open_session(model: VerifiedModel, threads: int) -> tuple[Any, dict[str, Any], Head | None]:
     """Open the session, and the views of the weights that it goes on to read: they must live as long as it does."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -271,10 +321,11 @@ def _open_session(model: VerifiedModel, threads: int) -> tuple[Any, dict[str, An
     )
     graph, weights = bytes(model.files[MODEL_FILE]), model.files[DATA_FILE]
     try:
-        values = {t.name: ort.OrtValue.ortvalue_from_numpy(_view(weights, t)) for t in initializers(graph)}
+        views = {t.name: _view(weights, t) for t in initializers(graph)}
+        values = {name: ort.OrtValue.ortvalue_from_numpy(view) for name, view in views.items()}
         for name, value in values.items():
             options.add_initializer(name, value)
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]), values
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]), values, Head.of(views)
     except Exception as e:  # onnxruntime's errors have no class in common but this one
         raise CardMismatch(
             f"cannot load {model.name}: onnxruntime refuses the graph ({str(e).splitlines()[0][:200]})",
@@ -293,10 +344,10 @@ def _cache_shapes(session: Any, card: Card) -> tuple[dict[str, tuple[int, int]],
     """Read heads and width of every cache, and the convolutions, from the graph's own inputs and outputs."""
     inputs = {i.name: i.shape for i in session.get_inputs()}
     outputs = {o.name: o.shape for o in session.get_outputs()}
-    missing = _INPUTS - inputs.keys()
-    if missing or "logits" not in outputs:
+    missing = sorted(_INPUTS - inputs.keys()) + sorted({"logits", "hidden"} - outputs.keys())
+    if missing:
         raise CardMismatch(
-            f"cannot run {card.name}: its graph has no {', '.join(sorted(missing)) or 'logits'}",
+            f"cannot run {card.name}: its graph has no {', '.join(missing)}",
             hint="build the package again with this version of Skerry",
         )
     if outputs["logits"][-1] != card.vocabulary_size:

@@ -10,8 +10,10 @@ Inputs:   input_ids int64 [tokens]
           padded_rows int64 [batch, sequence] where in `input_ids` each token of a row stands; anything in the padding
           flat_rows int64 [tokens]            where in batch * sequence each token stands
           logit_rows int64 [rows]             which tokens get logits
+          hidden_rows int64 [hidden_rows]     of which tokens the state before the head is told instead
           past_key_values.{i}.key, .value     float32 [batch, kv_heads, capacity, head_dim]
 Outputs:  logits float32 [rows, vocabulary]
+          hidden float32 [hidden_rows, hidden]
           present.{i}.key, .value             bound to the same buffers as the past: updated in place
 
 A layer that convolves has no keys and values. Its kernel goes over the last tokens of a sequence, so it is told what
@@ -21,7 +23,9 @@ Inputs:   conv_seqlens int32 [active + 1]     where in `input_ids` each sequence
           conv_states.{i} float32 [active, hidden, kernel - 1]  the tokens before, the latest last; zeros where none is
 Outputs:  conv_inputs.{i} float32 [tokens, hidden]
 
-The embedding table is in the file once; the head reads the same bytes.
+The embedding table is in the file once; the head reads the same bytes. The head's matrix is `output.weight`, or
+`token_embd.weight` where the model has none of its own: `.q` and `.scale` of it in 8 bits, or itself in float32. The
+engine finds it under these names (`engine.head`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -82,9 +86,10 @@ class Layers:
         )
 
     def head(self, x: str) -> None:
-        """Compute `logits` for the rows that are asked for, and write the file."""
+        """Compute `logits` for the rows that are asked for, give `hidden` of others, and write the file."""
         g, hidden = self.graph, self.hyperparameters.hidden
         rows = g.node("Gather", [x, "logit_rows"])
+        g.node_with_outputs("Gather", [x, "hidden_rows"], ["hidden"])
         name = "output.weight" if "output.weight" in self.weights.shapes else "token_embd.weight"
         if self._scheme == "f32":
             if name == "output.weight":
@@ -330,6 +335,7 @@ class Layers:
             ints("padded_rows", ("batch", "sequence"), bits=64),
             ints("flat_rows", ("tokens",), bits=64),
             ints("logit_rows", ("rows",), bits=64),
+            ints("hidden_rows", ("hidden_rows",), bits=64),
             *(floats(name, shape) for name in self._cache("past_key_values")),
             *([ints("conv_seqlens", ("boundaries",), bits=32)] if h.conv_layers else []),
             *(floats(f"conv_states.{i}", ("active", h.hidden, h.conv_kernel - 1)) for i in sorted(h.conv_layers)),
@@ -340,6 +346,7 @@ class Layers:
         shape = ("batch", h.kv_heads, "capacity", h.head_dim)
         return [
             floats("logits", ("rows", self._vocabulary)),
+            floats("hidden", ("hidden_rows", h.hidden)),
             *(floats(name, shape) for name in self._cache("present")),
             *(floats(f"conv_inputs.{i}", ("tokens", h.hidden)) for i in sorted(h.conv_layers)),
         ]

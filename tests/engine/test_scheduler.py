@@ -12,6 +12,7 @@ import pytest
 
 from appliance.engine.forward import Forward
 from appliance.engine.scheduler import Job, Scheduler
+from appliance.engine.session import Wanted
 from appliance.errors import Cancelled, ContextTooLong, InternalError, ShuttingDown, TooManyRequests
 
 
@@ -253,9 +254,9 @@ class Passes:
     def __init__(self) -> None:
         self.passes: list[list[str]] = []
 
-    def forward_together(self, wanted: list[tuple[str, np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-        self.passes.append([cache for cache, _, _ in wanted])
-        return [np.zeros((len(rows), 3), np.float32) for *_, rows in wanted]
+    def forward_together(self, wanted: list[Wanted]) -> list[np.ndarray]:
+        self.passes.append([str(w.cache) for w in wanted])
+        return [np.zeros((len(w.rows), 3), np.float32) for w in wanted]
 
     def answer(self, name: str, parts: int, tokens: int, gate: threading.Event | None = None) -> Iterator[str]:
         """An answer's steps: parts of its prompt, then tokens."""

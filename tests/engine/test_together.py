@@ -11,7 +11,7 @@ import pytest
 
 from appliance.engine.cache import Cache, promised_bytes
 from appliance.engine.forward import Forward, compute
-from appliance.engine.session import Session
+from appliance.engine.session import Session, Wanted
 from appliance.errors import ContextTooLong
 from tests.fakes import built_models
 
@@ -56,7 +56,7 @@ def test_together_is_alone(session: Session, counts: tuple[int, ...]) -> None:
         tokens = tokens_for(counts, salt)
         taking = [i for i, n in enumerate(counts) if n]
         rows = [np.arange(counts[i]) for i in taking]
-        found = session.forward_together([(together[i], tokens[i], r) for i, r in zip(taking, rows, strict=True)])
+        found = session.forward_together([Wanted(together[i], tokens[i], r) for i, r in zip(taking, rows, strict=True)])
         for i, r, logits in zip(taking, rows, found, strict=True):
             kept = logits.copy()
             np.testing.assert_array_equal(kept, session.forward(alone[i], tokens[i], r))
@@ -72,7 +72,7 @@ def test_sequences_join_and_leave(session: Session) -> None:
     steps = tokens_for((6,) * 5, 7)
     for at in range(6):
         taking = [i for i in range(5) if (at + i) % 3]
-        session.forward_together([(together[i], steps[i][at : at + 1], LAST) for i in taking])
+        session.forward_together([Wanted(together[i], steps[i][at : at + 1], LAST) for i in taking])
         if at == 3:
             together[0].rewind(LENGTHS[0])
     for i in range(5):
@@ -89,7 +89,7 @@ def test_a_full_cache_stops_the_pass_before_it_begins(session: Session) -> None:
     small, large = session.new_cache(128), session.new_cache(256)
     session.forward(small, rng.integers(3, 300, 128))
     with pytest.raises(ContextTooLong):
-        session.forward_together([(large, np.array([5]), LAST), (small, np.array([5]), LAST)])
+        session.forward_together([Wanted(large, np.array([5]), LAST), Wanted(small, np.array([5]), LAST)])
     assert (small.length, large.length) == (128, 0)
 
 
@@ -110,7 +110,7 @@ def test_single_tokens_and_guesses_go_apart(session: Session, monkeypatch: pytes
     passes: list[list[int]] = []
     whole = session.forward_together
     monkeypatch.setattr(
-        session, "forward_together", lambda wanted: passes.append([len(t) for _, t, _ in wanted]) or whole(wanted)
+        session, "forward_together", lambda wanted: passes.append([len(w.tokens) for w in wanted]) or whole(wanted)
     )
     caches = filled(session)
     passes.clear()
@@ -135,11 +135,11 @@ def test_smollm2_together_is_alone_in_8_bits() -> None:
             session.forward(cache, prompt)
         for step in ((1, 1, 1, 1), (3, 6, 2, 9), (1, 1, 1, 1)):
             tokens = [rng.integers(100, 40_000, n) for n in step]
-            wanted = list(zip(caches, tokens, [np.arange(n) for n in step], strict=True))
+            wanted = [Wanted(c, t, np.arange(n)) for c, t, n in zip(caches, tokens, step, strict=True)]
             together = [one.copy() for one in session.forward_together(wanted)]
             for cache, count in zip(caches, step, strict=True):
                 cache.rewind(cache.length - count)
-            alone = [session.forward(*one).copy() for one in wanted]
+            alone = [session.forward(*one[:3]).copy() for one in wanted]
             for a, b in zip(alone, together, strict=True):
                 np.testing.assert_array_equal(a, b)
         assert all(np.abs(a - b).max() > 1 for a, b in pairwise(alone))  # they are different sequences

@@ -21,10 +21,12 @@ from safetensors.numpy import save, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 import appliance.forge
+from appliance.decoding.grammar import Vocabulary
 from appliance.errors import BuildError, WrongSource
 from appliance.forge import build as forge
 from appliance.forge import recipe as recipes
 from appliance.models import package
+from appliance.models.tokenizer import Tokenizer as Tokens
 from appliance.trust import keys
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +64,15 @@ class BuiltModel:
 def smollm2(quantization: str = "q8") -> BuiltModel:
     """SmolLM2 135M Instruct from its pinned package, without figures; built anew when forge or recipe change."""
     return _real("smollm2-135m-instruct", quantization)
+
+
+def smollm2_vocabulary() -> Vocabulary:
+    """The tokens of SmolLM2, for grammars."""
+    with smollm2().open() as model:
+        tokenizer = Tokens(bytes(model.files["tokenizer.json"]))
+        tokenizer.cover(model.card.vocabulary_size)
+        stop = model.card.tokens.stop
+    return Vocabulary(tokenizer.token_bytes, tokenizer.control, stop, lambda text: tokenizer.encode(text, bos=False))
 
 
 def gemma3(quantization: str = "q8") -> BuiltModel:
