@@ -168,15 +168,20 @@ class Scheduler:
                     break
                 self._admit()
                 active = list(self._active)
-            ready = [job for job in active if job.forward is None or job.cancelled.is_set()]
-            for job in ready:
-                self._step(job)
-                self._heartbeat.step()
-            if not ready:
-                self._compute(active)
-                self._heartbeat.step()
+            self._go_on(active)
+            del active  # while there is no work, nothing may hold the last job, and through it a model
         for job in left:
             _emit(job, ShuttingDown("the daemon shut down before the answer was complete"))
+
+    def _go_on(self, active: list[Job[Any]]) -> None:
+        """Let jobs that wait for no pass take a step; if there are none, compute what the others wait for."""
+        ready = [job for job in active if job.forward is None or job.cancelled.is_set()]
+        for job in ready:
+            self._step(job)
+            self._heartbeat.step()
+        if not ready:
+            self._compute(active)
+            self._heartbeat.step()
 
     def _admit(self) -> None:
         """Move waiting jobs to active ones, one of each caller in turn."""

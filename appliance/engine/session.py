@@ -38,7 +38,7 @@ from appliance.errors import CardMismatch, ContextTooLong, InternalError, OutOfM
 from appliance.models.card import Card
 from appliance.models.onnx_external import ExternalTensor, initializers
 from appliance.models.package import DATA_FILE, MODEL_FILE, VerifiedModel
-from appliance.system.host import available_memory_bytes, usable_cpus
+from appliance.system.host import available_memory_bytes, return_memory, usable_cpus
 
 CACHE_GRAIN = 128
 """Caches are promised memory in steps of this many tokens."""
@@ -242,6 +242,7 @@ class Session:
         self._head = None
         self._weights.clear()
         self._model.close()
+        return_memory()
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,8 @@
 All of them are best effort: a value that cannot be read is None or empty, never an exception.
 """
 
+import contextlib
+import ctypes
 import os
 from pathlib import Path
 
@@ -35,6 +37,15 @@ def _cgroup_quota() -> float | None:
         return None if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError, IndexError):
         return None
+
+
+def return_memory() -> None:
+    """Have the C library give what was freed back to the kernel; it keeps hundreds of megabytes otherwise.
+
+    Source: malloc_trim(3), of glibc; elsewhere nothing is done.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes(pid: int | str = "self") -> int | None:

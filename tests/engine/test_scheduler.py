@@ -4,6 +4,7 @@ import gc
 import math
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -362,6 +363,19 @@ class Slots:
                 slots.held -= 1
 
         return Held()
+
+
+def test_a_scheduler_without_work_holds_no_job(scheduler: Scheduler) -> None:
+    """A job holds whoever is told of its steps, and through them a model: an unloaded one must leave the memory."""
+    job, told = submit(scheduler, 1, iter(["one", "two"]))
+    assert told.done.wait(5)
+    held = weakref.ref(job)
+    del job, told
+    for _ in range(500):
+        if held() is None:
+            break
+        time.sleep(0.01)
+    assert held() is None
 
 
 def test_an_answer_that_ends_gives_its_cache_back_at_once(scheduler: Scheduler) -> None:

@@ -1,5 +1,7 @@
-"""How many cores there are for the engine."""
+"""How many cores there are for the engine, and memory that goes back."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,18 @@ def test_threads_of_one_core_count_once(
     monkeypatch.setattr(host, "_cgroup_quota", lambda: quota)
     monkeypatch.setattr(host.os, "sched_getaffinity", lambda pid: set(siblings))
     assert host.usable_cpus() == cores
+
+
+def test_freed_memory_goes_back_to_the_kernel() -> None:
+    """The C library keeps what lies below something that is still in use, until it is asked."""
+    code = """
+from appliance.system.host import resident_bytes, return_memory
+kept = [bytes(2000) for _ in range(50_000)]
+last = bytes(3000)
+del kept
+before = resident_bytes()
+return_memory()
+print(before - resident_bytes())
+"""
+    given = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert given > 50 << 20
