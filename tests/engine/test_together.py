@@ -13,7 +13,7 @@ from appliance.engine.cache import Cache, promised_bytes
 from appliance.engine.forward import Forward, compute
 from appliance.engine.session import Session, Wanted
 from appliance.errors import ContextTooLong
-from tests.fakes import built_models
+from tests.fakes import built_models, tiny_gguf
 
 rng = np.random.default_rng(11)
 LENGTHS = (70, 3, 31, 1, 12)
@@ -30,9 +30,13 @@ PASSES = [
 ]
 
 
-@pytest.fixture(scope="module", params=itertools.product(built_models.ARCHITECTURES, ("f32", "q8")), ids="-".join)
+@pytest.fixture(
+    scope="module", params=itertools.product(built_models.ARCHITECTURES, ("f32", "q8", "q4x")), ids="-".join
+)
 def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    built = built_models.tiny(tmp_path_factory.mktemp("tiny") / "box", *request.param)
+    architecture, scheme = request.param
+    make = tiny_gguf.built if scheme == "q4x" else built_models.tiny
+    built = make(tmp_path_factory.mktemp("tiny") / "box", architecture, scheme)
     with Session(built.open(), 1, slots=16) as session:
         yield session
 
@@ -124,11 +128,12 @@ def test_single_tokens_and_guesses_go_apart(session: Session, monkeypatch: pytes
     assert sorted(passes) == [[1, 1, 1], [4, 64]], "nothing is computed twice"
 
 
-def test_smollm2_together_is_alone_in_8_bits() -> None:
+@pytest.mark.parametrize("scheme", ["q8", "q4x"])
+def test_smollm2_together_is_alone(scheme: str) -> None:
     """The real weights, whose rounding of activations would show any difference; to the bit on these processors."""
     if "avx512_vnni" in Path("/proc/cpuinfo").read_text():
         pytest.skip("not run: bit-identity of batches was never seen on a processor with VNNI")
-    with Session(built_models.smollm2().open(), 2) as session:
+    with Session(built_models.smollm2(scheme).open(), 2) as session:
         prompts = [rng.integers(100, 40_000, n) for n in (40, 130, 90, 7)]
         caches = [session.new_cache(256) for _ in prompts]
         for cache, prompt in zip(caches, prompts, strict=True):

@@ -61,7 +61,7 @@ class BuiltModel:
         return BuiltModel(state_dir, self.name, self.key)
 
 
-def smollm2(quantization: str = "q8") -> BuiltModel:
+def smollm2(quantization: str = "q4x") -> BuiltModel:
     """SmolLM2 135M Instruct from its pinned package, without figures; built anew when forge or recipe change."""
     return _real("smollm2-135m-instruct", quantization)
 

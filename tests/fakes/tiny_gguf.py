@@ -7,11 +7,15 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from gguf.quants import quantize
 
+from appliance.forge import build as forge
 from tests.fakes.built_models import (
     TINY_TEMPLATE,
     TINY_VOCABULARY,
     Architecture,
+    BuiltModel,
+    sign,
     tiny_config,
+    tiny_recipe,
     tiny_tensors,
     tiny_tokenizer,
 )
@@ -48,6 +52,16 @@ _NAMES = {
     "model.embedding_norm.weight": "token_embd_norm.weight",
     "lm_head.weight": "output.weight",
 }
+
+
+def built(folder: Path, architecture: Architecture, quantization: str) -> BuiltModel:
+    """A tiny model whose source holds 4-bit numbers."""
+    folder.mkdir()
+    source = write(folder / "tiny.gguf", architecture, kind=GGMLQuantizationType.Q4_1)
+    recipe = tiny_recipe(folder, architecture)
+    forge.build(recipe, folder / "models", weights=source, quantization=quantization, evaluate=False)
+    name = f"{recipe.name}-{quantization}"
+    return BuiltModel(folder, name, sign(folder, name, folder / "private.pem"))
 
 
 def write(

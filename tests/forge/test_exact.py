@@ -12,7 +12,7 @@ from appliance.forge import build as forge
 from appliance.forge.quantize import dequantize, exact_4, keeps_4, quantize
 from appliance.forge.weights import BLOCK, Affine4, Floats, open_weights
 from tests.fakes import built_models, tiny_gguf
-from tests.fakes.built_models import Architecture, BuiltModel
+from tests.fakes.built_models import Architecture
 
 KINDS = {
     "Q4_0": GGMLQuantizationType.Q4_0,
@@ -102,22 +102,12 @@ def test_blocks_on_one_side_of_zero_and_blocks_without_spread() -> None:
     assert (np.abs(effective(matrix) - values(matrix)) <= spread / 15).all()
 
 
-def four_bits(folder: Path, architecture: Architecture, quantization: str) -> BuiltModel:
-    """A tiny model whose source holds 4-bit numbers."""
-    folder.mkdir()
-    source = tiny_gguf.write(folder / "tiny.gguf", architecture, kind=GGMLQuantizationType.Q4_1)
-    recipe = built_models.tiny_recipe(folder, architecture)
-    forge.build(recipe, folder / "models", weights=source, quantization=quantization, evaluate=False)
-    name = f"{recipe.name}-{quantization}"
-    return BuiltModel(folder, name, built_models.sign(folder, name, folder / "private.pem"))
-
-
 @pytest.mark.parametrize("architecture", built_models.ARCHITECTURES)
 def test_graph_computes_with_the_sources_numbers(architecture: Architecture, tmp_path: Path) -> None:
     """As close to float32 as 8 bits are, where 4 bits that were rounded anew are far off."""
     tokens, logits = rng.integers(3, 300, 60), {}
     for scheme in ("f32", "q8", "q4x", "q4s"):
-        with Session(four_bits(tmp_path / scheme, architecture, scheme).open(), 1) as session:
+        with Session(tiny_gguf.built(tmp_path / scheme, architecture, scheme).open(), 1) as session:
             logits[scheme] = session.forward(session.new_cache(64), tokens, np.arange(60)).copy()
     error = {s: np.abs(found - logits["f32"]).mean() for s, found in logits.items()}
     assert error["q4x"] < 1.5 * error["q8"]
@@ -136,7 +126,7 @@ def test_source_without_4_bits_is_refused(tmp_path: Path) -> None:
 
 def test_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
     """Two builds of one source."""
-    first, second = (four_bits(tmp_path / folder, "llama", "q4x") for folder in "ab")
+    first, second = (tiny_gguf.built(tmp_path / folder, "llama", "q4x") for folder in "ab")
     for name in ("model.onnx", "model.onnx.data"):
         assert (first.path / name).read_bytes() == (second.path / name).read_bytes()
 
