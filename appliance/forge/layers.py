@@ -131,16 +131,15 @@ class Layers:
         g.constant(f"{joined}.scale", q.scales)
         assert q.zero_points is not None  # noqa: S101  it is asymmetric
         g.constant(f"{joined}.zero", q.zero_points)
-        return self._matmul(self._with_block_sums(x, inputs), joined, (outputs, q.packed.shape[1] * BLOCK), "q4")
+        return self._matmul(self._with_block_sums(x, inputs), joined, (outputs, inputs + inputs // BLOCK), "q4")
 
     def _with_block_sums(self, x: str, width: int) -> str:
-        """Append the sum of each block of x, and zeros up to a whole block; once for all that read the same input."""
+        """Append the sum of each block of x; once for all that read the same input."""
         if x not in self._summed:
-            blocks = width // BLOCK
-            ones = np.zeros((width, -(-blocks // BLOCK) * BLOCK), np.float32)
-            ones[np.arange(width), np.arange(width) // BLOCK] = 1
-            g = self.graph
-            sums = g.node("MatMul", [x, g.constant(f"block_sums.{width}", ones)])
+            g, blocks = self.graph, width // BLOCK
+            apart = g.constant(f"shape.{blocks}_blocks", np.array([0, blocks, BLOCK], np.int64))
+            within = g.constant("axis.within_blocks", np.array([2], np.int64))
+            sums = g.node("ReduceSum", [g.node("Reshape", [x, apart]), within], keepdims=0)
             self._summed[x] = g.node("Concat", [x, sums], axis=-1)
         return self._summed[x]
 
