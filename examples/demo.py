@@ -131,7 +131,7 @@ def main() -> int:
         with daemon(), Client(STATE / "run" / "inference.sock") as client:
             model = load(client, package.name)
             triage(client)
-            show_figures(client, model, answer(client))
+            show_figures(client, model, answer(client, model))
             print(f"\nThe demo took {time.monotonic() - started:.0f} s.")
             talk(model)
     except SkerryError as e:
@@ -237,7 +237,7 @@ def triage(client: Client) -> None:
         print(f" Not asked for lack of time: {len(tickets) - asked}.")
 
 
-def answer(client: Client) -> list[Answer]:
+def answer(client: Client, model: ModelInfo) -> list[Answer]:
     """Answer questions, each with its page of the handbook in the prompt."""
     questions = read_lines(EXAMPLES / "questions.jsonl", Question)
     answers: list[Answer] = []
@@ -247,7 +247,7 @@ def answer(client: Client) -> list[Answer]:
             if time.monotonic() > until and len(answers) >= AT_LEAST_QUESTIONS:
                 break
             page = (EXAMPLES / "handbook" / question.page).read_text()
-            said = client.chat(question_messages(question, page), **ONE_SENTENCE)
+            said = client.chat(question_messages(question, page), model.name, **ONE_SENTENCE)
             answers.append(said)
             right += question.is_right(said.text)
             verdict = "right" if question.is_right(said.text) else f"WRONG: {question.answer}"

@@ -37,9 +37,9 @@ def test_a_broken_loop_is_told_of_everywhere(box: Box) -> None:
     assert choice["loop"]["stopped"] == (choice["finish_reason"] == "loop")  # type: ignore[index]
     counted = box.get("/metrics").body.decode()
     kind = breaks[0]["kind"]
-    assert f'skerry_loops_total{{kind="{kind}",model="smollm2-135m-instruct-q8",rung="restart"}} 1.0' in counted
+    assert f'skerry_loops_total{{kind="{kind}",model="smollm2-135m-instruct-q4x",rung="restart"}} 1.0' in counted
     log = box.log.read_text()
-    assert "loop in an answer of smollm2-135m-instruct-q8" in log
+    assert "loop in an answer of smollm2-135m-instruct-q4x" in log
     assert not {"nurses", "Emily", "Carter", "Ward"} & set(log.replace(",", " ").split())
 
 

@@ -13,7 +13,7 @@ import pytest
 from appliance.client import Client
 from tests.fakes.box import Box
 
-NAME = "smollm2-135m-instruct-q8"
+NAME = "smollm2-135m-instruct-q4x"
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 
 
