@@ -3,11 +3,15 @@
 Each engine runs in a process of its own; the forms take turns, round by round, so that a machine that grows hot or busy
 does so for all of them; medians are reported. What is measured is the engine: no HTTP, no sampling, no tokenizer.
 
-What this does NOT show: several requests at once, long contexts, or machines of another kind than the one it ran on.
+With `--llama-server PATH` the work of a box follows, through whole servers (see `bench.workload`), and the table of all
+targets at the end is complete.
+
+What this does NOT show: contexts beyond 2,048 tokens, or machines of another kind than the one it ran on.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -21,14 +25,13 @@ from typing import Any
 from appliance.errors import SkerryError
 from appliance.files import write_durably
 from appliance.forge import recipe as recipes
-from bench import machine, report
-from bench.figures import MEASURES, Figures, rotated, summarize_speed
+from bench import machine, report, targets, workload
+from bench.figures import MEASURES, OTHER_TARGETS, SPEED_TARGETS, Figures, rotated, summarize_speed
 from bench.forms import Form, our_forms, peer_forms
 from bench.pipe import ROOT, Side, SideFailed
 
 CONTEXTS = (128, 1024)
 PREFILLS = (512, 2048)
-MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
 SETTLE_S = 0.15
 """Both engines' threads spin a moment after a call; the next one must not pay for that."""
 
@@ -98,9 +101,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one short round, one thread count: does it run at all?")
     parser.add_argument("--rounds", type=int, default=5, help="rounds to take medians of (5)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="thread counts (1 2)")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="recipes to measure (all)")
+    parser.add_argument(
+        "--models", nargs="+", choices=workload.MODELS, default=list(workload.MODELS), help="recipes to measure (all)"
+    )
     parser.add_argument("--schemes", nargs="*", default=[], help="our quantizations beside the default, e.g. q4 f32")
     parser.add_argument("--peer-python", type=Path, help="interpreter that has llama-cpp-python")
+    parser.add_argument(
+        "--llama-server", type=Path, metavar="PATH", help="a llama-server that you built: the work of a box"
+    )
+    parser.add_argument("--documents", type=int, default=workload.DOCUMENTS, help="of that work a round, of two")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="where packages and files are kept")
     parser.add_argument("--accept-licence", action="store_true", help="you accept the terms of Gemma's weights")
     parser.add_argument("--out", type=Path, help="write all figures to this file as JSON")
@@ -161,10 +170,25 @@ def _measure_model(path: Path, options: argparse.Namespace, plan: Plan, peer: Pa
         print(report.table(title, forms) + "\n")
         bandwidth = machine.read_bandwidth(threads)
         print(report.bounds(forms, bandwidth) + "\n")
-        lines = [*report.doubts(forms, plan.rounds), *report.verdicts(forms, plan.rounds)]
-        print("\n".join(f"- {line}" for line in lines) + "\n", flush=True)
+        for line in report.doubts(forms, plan.rounds):
+            print(f"- {line}\n")
+        verdicts = report.verdicts(forms, plan.rounds, {**SPEED_TARGETS, **OTHER_TARGETS.get(recipe.name, {})})
+        if threads == max(plan.threads) and options.llama_server is not None:
+            _say("the work of a box", 0.0)
+            program = options.llama_server.absolute()
+            found = workload.run(
+                workload.Plan(recipe, ours[0], program, work, options.documents, workload.ROUNDS, threads)
+            )
+            print(found.tables() + "\n")
+            verdicts += found.verdicts()
+        print(f"{recipe.name}, {threads} thread{'s' if threads > 1 else ''}\n\n{targets.table(verdicts)}\n", flush=True)
         rounds = {f.label: raw[f] for f in raw}
-        result["threads"][str(threads)] = {**report.plain(forms), "rounds": rounds, "bytes_per_s": bandwidth}
+        result["threads"][str(threads)] = {
+            **report.plain(forms),
+            "rounds": rounds,
+            "bytes_per_s": bandwidth,
+            "targets": [dataclasses.asdict(v) for v in verdicts],
+        }
     return result
 
 

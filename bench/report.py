@@ -10,11 +10,14 @@ from bench.figures import (
     READY_TARGET_S,
     TITLES,
     Figures,
+    Measure,
     Reference,
     compare,
     find_reference,
     peer_of,
 )
+from bench.markdown import markdown_table
+from bench.targets import Verdict, times
 
 NO_PEER = (
     "llama.cpp: not run (no interpreter with llama-cpp-python; `make bench-peer` builds one into .venv-peer, which\n"
@@ -57,46 +60,37 @@ def _row(f: Figures, reference: Reference | None) -> list[str]:
     return [name, f"{f.package_bytes / 1e6:.0f}", quality, *speeds, f"{f.ready_s:.2f}", resident]
 
 
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Write a Markdown table, its head first: the first column to the left, figures to the right."""
-    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
-    lines = []
-    for n, row in enumerate(rows):
-        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append(f"| {' | '.join(cells)} |")
-        if n == 0:
-            rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-            lines.append(f"| {' | '.join(rule)} |")
-    return "\n".join(lines)
-
-
-def verdicts(forms: Sequence[Figures], rounds: int) -> list[str]:
-    """Say what the default package reaches, a line a target, and whether that is enough.
+def verdicts(forms: Sequence[Figures], rounds: int, targets: Mapping[Measure, float]) -> list[Verdict]:
+    """Say what the default package reaches, and whether that is enough.
 
     Speeds of too few rounds are not judged: engines suffer differently from a busy machine, and one round cannot tell.
     """
     ours = next((f for f in forms if f.default), None)
     if ours is None:
         return []
-    lines = [
-        f"{TITLES[r.measure]}: {r.value:.2f}x of llama.cpp {r.peer_form} ({r.ours:.1f} against {r.peer:.1f} tok/s); "
-        + (_met(r.value >= r.target, f"at least {r.target}x") if rounds >= ENOUGH_ROUNDS else "not judged")
+    found = [
+        Verdict(
+            TITLES[r.measure],
+            f"at least {targets[r.measure]}x",
+            times(r.value),
+            f"llama.cpp {r.peer_form}: {r.ours:.1f} to {r.peer:.1f} tok/s",
+            r.value >= targets[r.measure] if rounds >= ENOUGH_ROUNDS else None,
+        )
         for r in compare(forms)
     ]
     reference = find_reference(forms)
     if reference is not None:
-        change = 100 * reference.change(ours)
-        lines.append(f"perplexity: {change:+.2f} % of the source's; " + _met(reference.is_met(ours), "at most +1 %"))
+        change = f"{100 * reference.change(ours):+.2f} %"
+        found.append(Verdict("perplexity", "at most +1 %", change, "the source's", reference.is_met(ours)))
     peer = peer_of(forms)
     if peer is not None:
-        parts = ", ".join(f"{k} {v / 1e6:.0f}" for k, v in ours.memory.items() if k != "resident")
-        resident, times = ours.memory["resident"], ours.memory["resident"] / peer.memory["resident"]
-        lines.append(
-            f"memory: {resident / 1e6:.0f} MB resident ({parts}), {times:.2f}x of llama.cpp {peer.form}; "
-            + _met(times <= MEMORY_TARGET, f"at most {MEMORY_TARGET}x")
-        )
-    lines.append(f"load to ready: {ours.ready_s:.2f} s; " + _met(ours.ready_s < READY_TARGET_S, "below 2 s"))
-    return lines
+        mine, theirs = ours.memory["resident"], peer.memory["resident"]
+        against = f"llama.cpp {peer.form}: {mine / 1e6:.0f} to {theirs / 1e6:.0f} MB"
+        enough = mine <= MEMORY_TARGET * theirs
+        found.append(Verdict("resident memory", f"at most {MEMORY_TARGET}x", times(mine / theirs), against, enough))
+    ready = f"{ours.ready_s:.2f} s"
+    found.append(Verdict("load to ready", f"below {READY_TARGET_S:.0f} s", ready, "", ours.ready_s < READY_TARGET_S))
+    return found
 
 
 def doubts(forms: Sequence[Figures], rounds: int) -> list[str]:
@@ -107,10 +101,6 @@ def doubts(forms: Sequence[Figures], rounds: int) -> list[str]:
     if worst[0] <= QUIET_SPREAD:
         return []
     return [f"the machine was not quiet: rounds differ by up to {100 * worst[0]:.0f} % ({worst[1]})"]
-
-
-def _met(met: bool, target: str) -> str:
-    return f"{'met' if met else 'MISSED'} ({target})"
 
 
 def bounds(forms: Sequence[Figures], bandwidth: float) -> str:

@@ -24,8 +24,8 @@ from appliance.models.package import SIGNATURE_FILE, sign_package
 from bench import machine
 from bench.figures import summarize_speed
 from bench.forms import throwaway_key
+from bench.markdown import markdown_table
 from bench.pipe import ROOT, Side
-from bench.report import markdown_table
 
 CONTEXTS, PREFILL, DECODE = (128, 1024), 512, 48
 

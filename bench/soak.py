@@ -24,7 +24,7 @@ from appliance.forge import recipe as recipes
 from bench import machine
 from bench.forms import our_forms
 from bench.pipe import ROOT
-from bench.workload import MODEL, SCHEMA, daemon, documents, messages
+from bench.workload import MODELS, SCHEMA, daemon, documents, messages
 
 RELOAD_S = 300.0
 LEAK = 0.05
@@ -101,7 +101,7 @@ def main() -> int:
     print(f"machine: {machine.line(machine.describe())}")
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    recipe = recipes.load(ROOT / "models" / f"{MODEL}.yaml")
+    recipe = recipes.load(ROOT / "models" / f"{MODELS[0]}.yaml")
     form = our_forms(recipe, [], work, Path(sys.executable), accept_licence=False, progress=lambda *_: None)[0]
     with daemon(form, options.threads) as (process, socket):
         resident = _soak(Soak(socket, Path(form.arguments["path"]).name), process.pid, options.minutes)

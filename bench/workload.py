@@ -1,19 +1,19 @@
 """The work that a box does, through the whole server, beside llama-server: documents in, JSON by a schema out.
 
-    python -m bench.workload --llama-server PATH
+    python -m bench.workload --llama-server PATH        # or all of the benchmark: python -m bench --llama-server PATH
 
 Documents of some 300 to 1,500 tokens share a system prompt; answers are JSON of 40 to 150 tokens under one schema,
 greedy. One caller asks for one document after the other, then eight callers ask at once. Skerry answers through its
-daemon and its chat route, llama-server through its socket, from the very tokens that Skerry's template makes, with its
-own prefix cache, its slots and its own grammar for the schema. The two take turns, round by round, each round with
-documents that neither has seen; what is printed are medians over the rounds.
+daemon and its chat route (a base model: the text route), llama-server through its socket, from the very tokens that
+Skerry makes of it, with its own prefix cache, its slots and its own grammar for the schema. The two take turns, round
+by round, each round with documents that neither has seen; what is printed are medians over the rounds.
 
 Beside the speed stands what came out: answers that are valid under the schema, and fields that are right.
 
 The time to the first token is measured apart: a question about a document of some 1,500 tokens that nobody has read,
 and another question about the same document.
 
-What this does NOT show: other models than the ones that the recipes pin.
+What this does NOT show: models whose weights no recipe pins.
 """
 
 import argparse
@@ -34,20 +34,26 @@ from typing import Any
 
 import jsonschema
 
-from appliance.client import Client
+from appliance.client import Answer, Client
 from appliance.config import Config, Limits, dump_yaml
 from appliance.errors import SkerryError
 from appliance.forge import recipe as recipes
-from bench import machine
-from bench.forms import Form, our_forms
+from bench import machine, targets
+from bench.forms import Form, our_forms, type_of
 from bench.loops.llama_server import LlamaServer, weights
 from bench.loops.prompts import PEOPLE
 from bench.loops.sources import REPORTS
+from bench.markdown import markdown_table
 from bench.pipe import ROOT, Side, SideFailed
-from bench.report import markdown_table
+from bench.targets import Verdict, times
 
-MODEL = "smollm2-135m-instruct"
+MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
 CALLERS = (1, 8)
+TARGETS = {1: 2.0, 8: 1.5}
+"""Documents a minute, as many times the peer's, by callers."""
+WARM_TARGET = 5.0
+"""How many times as soon the first token comes where the text before it was read already."""
+DOCUMENTS, ROUNDS = 25, 2
 FIRST_ROUNDS = 5
 MAX_TOKENS = 256
 READY_S = 60.0
@@ -155,6 +161,11 @@ def messages(task: Task) -> list[dict[str, str]]:
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": task.text}]
 
 
+def as_text(said: Messages) -> str:
+    """What a model is asked that was not taught to converse."""
+    return "\n\n".join(one["content"] for one in said) + "\n\nJSON: "
+
+
 # --- the two servers --------------------------------------------------------------------------------------------------
 
 
@@ -188,12 +199,29 @@ def daemon(form: Form, threads: int) -> Iterator[tuple[subprocess.Popen[bytes], 
 
 
 @contextlib.contextmanager
-def skerry(form: Form, threads: int) -> Iterator[Server]:
+def skerry(form: Form, threads: int, *, chat: bool) -> Iterator[Server]:
     """Run the daemon, the model in memory."""
     model = Path(form.arguments["path"]).name
     with daemon(form, threads) as (_, socket), Client(socket) as client:
         client.load(model)
-        yield Server(lambda task: _ask_skerry(client, model, task), lambda said: _first_skerry(client, model, said))
+
+        def say(said: Messages, **options: Any) -> Answer:
+            if chat:
+                return client.chat(said, model=model, temperature=0, **options)
+            return client.complete(as_text(said), model=model, temperature=0, **options)
+
+        def ask(task: Task) -> Done:
+            started = time.monotonic()
+            form = {"type": "json_schema", "json_schema": {"name": "event", "schema": SCHEMA}}
+            answer = say(messages(task), max_tokens=MAX_TOKENS, response_format=form)
+            return Done(answer.text, time.monotonic() - started, answer.usage.completion_tokens)
+
+        def first(said: Messages) -> float:
+            started = time.monotonic()
+            say(said, max_tokens=1)
+            return time.monotonic() - started
+
+        yield Server(ask, first)
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path) -> None:
@@ -206,30 +234,16 @@ def _wait(process: subprocess.Popen[bytes], folder: Path) -> None:
     raise SideFailed(f"cannot start the daemon: {(folder / 'log').read_text(errors='replace')[-600:]}")
 
 
-def _ask_skerry(client: Client, model: str, task: Task) -> Done:
-    started = time.monotonic()
-    answer = client.chat(
-        messages(task),
-        model=model,
-        temperature=0,
-        max_tokens=MAX_TOKENS,
-        response_format={"type": "json_schema", "json_schema": {"name": "event", "schema": SCHEMA}},
-    )
-    return Done(answer.text, time.monotonic() - started, answer.usage.completion_tokens)
-
-
-def _first_skerry(client: Client, model: str, said: Messages) -> float:
-    started = time.monotonic()
-    client.chat(said, model=model, temperature=0, max_tokens=1)  # type: ignore[arg-type]
-    return time.monotonic() - started
-
-
 @contextlib.contextmanager
-def llama_server(program: Path, gguf: Path, form: Form, slots: int) -> Iterator[Server]:
-    """Run the peer; prompts are tokenized beforehand, by Skerry's template."""
+def llama_server(program: Path, gguf: Path, form: Form, slots: int, *, chat: bool) -> Iterator[Server]:
+    """Run the peer; prompts are tokenized beforehand, by Skerry."""
     with Side(form.python, "bench.loops.worker") as side, contextlib.closing(LlamaServer(program, gguf, slots)) as peer:
         side.ask("open", **form.arguments)
         rendered: dict[str, list[int]] = {}
+
+        def render(said: Messages) -> list[int]:
+            asked = {"do": "render_chat", "messages": said} if chat else {"do": "render", "text": as_text(said)}
+            return [int(token) for token in side.ask(asked.pop("do"), **asked)]
 
         def ask(task: Task) -> Done:
             settings = {"temperature": 0.0, "n_predict": MAX_TOKENS, "cache_prompt": True, "json_schema": SCHEMA}
@@ -237,10 +251,10 @@ def llama_server(program: Path, gguf: Path, form: Form, slots: int) -> Iterator[
             return Done(row["text"], row["wall_s"], len(row["tokens"]))
 
         def prepare(tasks: Sequence[Task]) -> None:
-            rendered.update({task.text: side.ask("render_chat", messages=messages(task)) for task in tasks})
+            rendered.update({task.text: render(messages(task)) for task in tasks})
 
         def first(said: Messages) -> float:
-            tokens = side.ask("render_chat", messages=said)
+            tokens = render(said)
             settings = {"temperature": 0.0, "n_predict": 1, "cache_prompt": True}
             return float(peer.complete(tokens, [], 0, settings)["wall_s"])
 
@@ -299,69 +313,142 @@ def measure(server: Server, tasks: Sequence[Task], callers: int, into: Measured)
     into.answers += zip(tasks, done, strict=True)
 
 
-def main() -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m bench.workload", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--llama-server", type=Path, metavar="PATH", help="a llama-server that you built, as the peer")
-    parser.add_argument("--documents", type=int, default=50, help="a round (50)")
-    parser.add_argument("--rounds", type=int, default=3, help="(3)")
-    parser.add_argument("--threads", type=int, default=2, help="of Skerry's engine; the peer has 2 (2)")
-    parser.add_argument("--scheme", default=None, help="of our package; none: the recipe's")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="where packages are kept")
-    options = parser.parse_args()
-    print(f"machine: {machine.line(machine.describe())}")
-    recipe = recipes.load(ROOT / "models" / f"{MODEL}.yaml")
-    work = options.work.absolute()
-    work.mkdir(parents=True, exist_ok=True)
-    schemes = [] if options.scheme is None else [options.scheme]
-    form = our_forms(recipe, schemes, work, Path(sys.executable), accept_licence=False, progress=_silent)[-1]
-    rows = [["server, callers", "documents a minute", "s a document", "tokens", "valid", "fields right"]]
-    for callers in CALLERS:
-        rows += _measure(callers, form, recipe, options)
-    print(markdown_table(rows))
-    print()
-    print(markdown_table(_measure_first(form, recipe, options)))
-    return 0
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        recipe: of the model.
+        form: our package of it.
+        program: the peer's; None: nobody is beside us.
+        work: where the peer's files are kept.
+        documents: a round.
+        threads: of our engine; the peer has 2.
+    """
+
+    recipe: recipes.Recipe
+    form: Form
+    program: Path | None
+    work: Path
+    documents: int
+    rounds: int
+    threads: int = 2
 
 
-def _measure(callers: int, form: Form, recipe: recipes.Recipe, options: argparse.Namespace) -> list[list[str]]:
-    with _servers(callers, form, recipe, options) as servers:
+@dataclass(frozen=True)
+class Found:
+    """What came out, ours first.
+
+    Attributes:
+        answered: by callers, by server.
+        firsts: by server: the first token cold and warm, in seconds, of each round.
+        documents: a round.
+    """
+
+    answered: dict[int, dict[str, Measured]]
+    firsts: dict[str, list[tuple[float, float]]]
+    documents: int
+
+    def tables(self) -> str:
+        """Speed with what came out beside it, and first tokens."""
+        rows = [["server, callers", "documents a minute", "s a document", "tokens", "valid", "fields right"]]
+        for callers, servers in self.answered.items():
+            rows += [[f"{name}, {callers}", *one.row(self.documents)] for name, one in servers.items()]
+        first = [["first token after some 1,500 tokens", "cold, s", "warm, s", "cold over warm"]]
+        for name, pairs in self.firsts.items():
+            cold, warm = (median(column) for column in zip(*pairs, strict=True))
+            first.append([name, f"{cold:.2f}", f"{warm:.3f}", f"{_gain(pairs):.1f}"])
+        return f"{markdown_table(rows)}\n\n{markdown_table(first)}"
+
+    def verdicts(self) -> list[Verdict]:
+        """Our documents a minute over the peer's, and how much sooner a warm first token comes."""
+        found = []
+        for callers, servers in self.answered.items():
+            (_, ours), *others = servers.items()
+            mine = self.documents / median(ours.minutes)
+            for name, peer in others:
+                theirs, wanted = self.documents / median(peer.minutes), TARGETS[callers]
+                against = f"{name}: {mine:.1f} to {theirs:.1f} documents a minute"
+                what = f"workload, {callers} caller{'s' if callers > 1 else ''}"
+                enough = mine >= wanted * theirs
+                found.append(Verdict(what, f"at least {wanted}x", times(mine / theirs), against, enough))
+        gain = _gain(next(iter(self.firsts.values())))
+        what, wanted = "first token, warm", f"at least {WARM_TARGET:.0f}x"
+        return [*found, Verdict(what, wanted, times(gain), "the same, cold", gain >= WARM_TARGET)]
+
+
+def _gain(pairs: Sequence[tuple[float, float]]) -> float:
+    return median(cold / warm for cold, warm in pairs)
+
+
+def run(plan: Plan) -> Found:
+    """Measure everything."""
+    answered = {callers: _measure(callers, plan) for callers in CALLERS}
+    return Found(answered, _measure_first(plan), plan.documents)
+
+
+def _measure(callers: int, plan: Plan) -> dict[str, Measured]:
+    with _servers(callers, plan) as servers:
         found = {name: Measured([], []) for name in servers}
-        for turn in range(options.rounds):
-            tasks = documents(100 * callers + turn, options.documents)
+        for turn in range(plan.rounds):
+            tasks = documents(100 * callers + turn, plan.documents)
             order = list(servers) if turn % 2 == 0 else list(servers)[::-1]
             for name in order:
                 measure(servers[name], tasks, callers, found[name])
-    return [[f"{name}, {callers}", *one.row(options.documents)] for name, one in found.items()]
+    return found
 
 
-def _measure_first(form: Form, recipe: recipes.Recipe, options: argparse.Namespace) -> list[list[str]]:
-    times: dict[str, list[tuple[float, float]]] = {}
-    with _servers(1, form, recipe, options) as servers:
+def _measure_first(plan: Plan) -> dict[str, list[tuple[float, float]]]:
+    firsts: dict[str, list[tuple[float, float]]] = {}
+    with _servers(1, plan) as servers:
         for turn in range(FIRST_ROUNDS):
             for name, server in servers.items():
                 cold, warm = (server.first(said) for said in questions(turn))
-                times.setdefault(name, []).append((cold, warm))
-    rows = [["first token after some 1,500 tokens", "cold, s", "warm, s", "cold over warm"]]
-    for name, pairs in times.items():
-        cold, warm = (median(column) for column in zip(*pairs, strict=True))
-        rows.append([name, f"{cold:.2f}", f"{warm:.3f}", f"{median(c / w for c, w in pairs):.1f}"])
-    return rows
+                firsts.setdefault(name, []).append((cold, warm))
+    return firsts
 
 
 @contextlib.contextmanager
-def _servers(
-    callers: int, form: Form, recipe: recipes.Recipe, options: argparse.Namespace
-) -> Iterator[dict[str, Server]]:
+def _servers(callers: int, plan: Plan) -> Iterator[dict[str, Server]]:
     """Run Skerry, and the peer if there is one, for so many callers."""
+    chat = plan.recipe.chat
     with contextlib.ExitStack() as stack:
-        servers = {"Skerry": stack.enter_context(skerry(form, options.threads))}
-        if options.llama_server is not None:
-            program = options.llama_server.absolute()
-            gguf = weights(recipe, program, options.work.absolute(), _silent)
-            name = f"llama-server, {gguf.name.split('.')[-2]}"
-            servers[name] = stack.enter_context(llama_server(program, gguf, form, callers))
+        servers = {f"Skerry {plan.form.name}": stack.enter_context(skerry(plan.form, plan.threads, chat=chat))}
+        if plan.program is not None:
+            gguf = weights(plan.recipe, plan.program, plan.work, _silent)
+            name = f"llama-server {type_of(gguf.name)}"
+            servers[name] = stack.enter_context(llama_server(plan.program, gguf, plan.form, callers, chat=chat))
         yield servers
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.workload", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default=MODELS[0], help=f"recipe to measure ({MODELS[0]})")
+    parser.add_argument("--llama-server", type=Path, metavar="PATH", help="a llama-server that you built, as the peer")
+    parser.add_argument("--documents", type=int, default=DOCUMENTS, help=f"a round ({DOCUMENTS})")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"({ROUNDS})")
+    parser.add_argument("--threads", type=int, default=2, help="of Skerry's engine; the peer has 2 (2)")
+    parser.add_argument("--scheme", default=None, help="of our package; none: the recipe's")
+    parser.add_argument("--accept-licence", action="store_true", help="you accept the terms of Gemma's weights")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="where packages are kept")
+    options = parser.parse_args()
+    print(f"machine: {machine.line(machine.describe())}")
+    recipe = recipes.load(ROOT / "models" / f"{options.model}.yaml")
+    work = options.work.absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    schemes = [] if options.scheme is None else [options.scheme]
+    try:
+        form = our_forms(
+            recipe, schemes, work, Path(sys.executable), accept_licence=options.accept_licence, progress=_silent
+        )[-1]
+        program = options.llama_server and options.llama_server.absolute()
+        found = run(Plan(recipe, form, program, work, options.documents, options.rounds, options.threads))
+    except (SkerryError, SideFailed) as e:
+        print(f"bench: {e}", file=sys.stderr)
+        return 1
+    print(f"{found.tables()}\n\n{targets.table(found.verdicts())}")
+    return 0
 
 
 def _silent(_what: str, _fraction: float) -> None:

@@ -11,7 +11,7 @@ from bench.loops.prompts import FAMILIES
 from bench.loops.replay import Replayed
 from bench.loops.routines import KINDS as ROUTINES
 from bench.loops.synthetic import CLASSES, Planted
-from bench.report import markdown_table
+from bench.markdown import markdown_table
 
 LOOPS_TARGET, UPPER_TARGET = 0.01, 0.03
 USABLE_TARGET = 0.5

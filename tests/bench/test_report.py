@@ -2,9 +2,11 @@
 
 import json
 
-from bench.figures import MEASURES, TITLES, Figures, Speed
+from bench.figures import MEASURES, SPEED_TARGETS, TITLES, Figures, Speed
 from bench.machine import read_bandwidth
 from bench.report import bounds, doubts, plain, table, verdicts
+from bench.targets import Verdict
+from bench.targets import table as table_of_targets
 from tests.bench.test_figures import EIGHT, LOSSY, OURS, OURS_LOSSY, SOURCE, figures
 
 
@@ -33,28 +35,42 @@ def test_table_without_the_peer_has_no_distances() -> None:
     assert "%" not in text
 
 
+def judged(forms: list[Figures], rounds: int = 5) -> list[Verdict]:
+    return verdicts(forms, rounds, SPEED_TARGETS)
+
+
 def test_verdicts_say_what_is_reached_and_what_is_missed() -> None:
-    """A line a target; a miss is written large."""
-    lines = verdicts([OURS, OURS_LOSSY, SOURCE, EIGHT, LOSSY], rounds=5)
-    assert lines[0] == "decode at 128: 0.90x of llama.cpp Q8_0 (90.0 against 100.0 tok/s); MISSED (at least 1.15x)"
-    assert [line.split(":")[0] for line in lines if "MISSED" in line] == [TITLES[m] for m in MEASURES]
-    assert "150 MB resident" in lines[5]
-    assert "1.00x of llama.cpp Q8_0; met (at most 1.1x)" in lines[5]
+    """One for each target; a miss is written large."""
+    found = judged([OURS, OURS_LOSSY, SOURCE, EIGHT, LOSSY])
+    assert found[0] == Verdict(
+        "decode at 128", "at least 1.15x", "0.90x", "llama.cpp Q8_0: 90.0 to 100.0 tok/s", met=False
+    )
+    assert [v.what for v in found if v.met is False] == [TITLES[m] for m in MEASURES]
+    assert found[5] == Verdict("resident memory", "at most 1.1x", "1.00x", "llama.cpp Q8_0: 150 to 150 MB", met=True)
     slow = figures("Skerry", "q8", 21.0, 80.0, default=True)
-    missed = [line for line in verdicts([slow, SOURCE, EIGHT], rounds=5) if "MISSED" in line]
+    missed = [v for v in judged([slow, SOURCE, EIGHT]) if v.met is False]
     assert len(missed) == 5
-    assert "perplexity: +5.00 % of the source's; MISSED (at most +1 %)" in missed
+    assert Verdict("perplexity", "at most +1 %", "+5.00 %", "the source's", met=False) in missed
+    rows = table_of_targets(missed).splitlines()
+    assert len(rows) == 7
+    assert all("MISSED" in row for row in rows[2:])
+
+
+def test_targets_may_be_a_models_own() -> None:
+    """What is wanted of one model need not be wanted of another."""
+    found = verdicts([OURS, SOURCE, EIGHT], 5, {**SPEED_TARGETS, "decode_128": 0.9})
+    assert (found[0].wanted, found[0].met) == ("at least 0.9x", True)
 
 
 def test_speeds_of_one_round_are_not_judged() -> None:
     """A quick run never says that a speed target was met, or missed; what does not vary is judged all the same."""
-    lines = verdicts([OURS, SOURCE, EIGHT], rounds=1)
-    assert [line.endswith("; not judged") for line in lines] == [True] * 4 + [False] * 3
+    found = judged([OURS, SOURCE, EIGHT], rounds=1)
+    assert [v.word == "not judged" for v in found] == [True] * 4 + [False] * 3
 
 
 def test_verdicts_without_the_peer_keep_our_own_targets() -> None:
     """Time to ready needs nobody to compare with."""
-    assert [line.split(":")[0] for line in verdicts([OURS], rounds=5)] == ["load to ready"]
+    assert [v.what for v in judged([OURS])] == ["load to ready"]
 
 
 def test_figures_from_a_busy_machine_are_doubted() -> None:

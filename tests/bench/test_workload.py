@@ -9,9 +9,11 @@ import pytest
 from bench.workload import (
     SCHEMA,
     Done,
+    Found,
     Measured,
     Server,
     Task,
+    as_text,
     documents,
     fields_right,
     is_valid,
@@ -107,3 +109,47 @@ def test_questions_share_all_but_the_question() -> None:
     assert len(one[1]["content"]) > 5600
     assert questions(0) == [one, other]
     assert questions(1)[0][1] != one[1]
+
+
+def found(ours_s: float = 30.0, peer_s: float = 60.0, firsts: tuple[float, float] = (5.0, 0.5)) -> Found:
+    """Two servers, ten documents a round; each answered in so many seconds."""
+    task = documents(1, 1)[0]
+    done = [(task, Done(json.dumps({**task.wanted, "summary": "It was changed."}), 3.0, 90))]
+
+    def measured() -> dict[str, Measured]:
+        return {"Skerry q4x": Measured([ours_s / 60], done), "llama-server Q8_0": Measured([peer_s / 60], done)}
+
+    return Found({1: measured(), 8: measured()}, {"Skerry q4x": [firsts], "llama-server Q8_0": [(6.0, 1.0)]}, 10)
+
+
+def test_tables_set_what_came_out_beside_the_speed() -> None:
+    """A row for each server and number of callers, then the first tokens."""
+    answered, first = found().tables().split("\n\n")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in answered.splitlines()]
+    assert rows[2] == ["Skerry q4x, 1", "20.0", "3.00", "90", "1 of 1", "7 of 7"]
+    assert [row[0] for row in rows[2:]] == [
+        "Skerry q4x, 1",
+        "llama-server Q8_0, 1",
+        "Skerry q4x, 8",
+        "llama-server Q8_0, 8",
+    ]
+    assert [cell.strip() for cell in first.splitlines()[2].split("|")[1:-1]] == ["Skerry q4x", "5.00", "0.500", "10.0"]
+
+
+def test_the_work_is_judged_by_documents_a_minute() -> None:
+    """Twice as many for one caller, one and a half times for eight; and a warm first token five times as soon."""
+    assert [(v.seen, v.met) for v in found().verdicts()] == [("2.00x", True), ("2.00x", True), ("10.00x", True)]
+    slower = found(ours_s=36.0, firsts=(5.0, 1.1)).verdicts()
+    assert [(v.what, v.met) for v in slower] == [
+        ("workload, 1 caller", False),
+        ("workload, 8 callers", True),
+        ("first token, warm", False),
+    ]
+    assert slower[0].against == "llama-server Q8_0: 16.7 to 10.0 documents a minute"
+
+
+def test_a_base_model_is_asked_in_plain_text() -> None:
+    """The system prompt first, so that every request begins alike; and where the answer begins is said."""
+    text = as_text(messages(documents(4, 1)[0]))
+    assert text.startswith(messages(documents(5, 1)[0])[0]["content"])
+    assert text.endswith("\n\nJSON: ")
