@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.engine.memory import has_room
+
 if TYPE_CHECKING:
     from appliance.engine.cache import Cache
 
@@ -125,7 +127,7 @@ class Prefixes:
         return found[-1].end
 
     def keep(self, cache: "Cache", parts: Sequence[Part], owner: str) -> None:
-        """Keep the last part that was put into a cache, if all before it is kept.
+        """Keep the last part that was put into a cache, if all before it is kept and there is memory.
 
         Args:
             cache: holds a beginning of the prompt, up to the end of a part.
@@ -138,7 +140,7 @@ class Prefixes:
         *before, last = done
         if any((owner, part.digest) not in self._kept for part in before) or (owner, last.digest) in self._kept:
             return
-        if cache.bytes_of(last.end) > self._max_bytes:
+        if cache.bytes_of(last.end) > self._max_bytes or not has_room(cache.bytes_of(last.end - last.start)):
             return
         kept = cache.read(last.start, last.end)
         self._kept[owner, last.digest] = kept

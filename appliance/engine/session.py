@@ -30,24 +30,22 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from appliance.decoding.sampling import Logits
-from appliance.engine.cache import Arena, Cache, promised_bytes
+from appliance.engine.cache import Arena, Cache
 from appliance.engine.convolution import Convolutions, Span, convolutions_of
 from appliance.engine.head import Head
+from appliance.engine.memory import require_memory
 from appliance.engine.prefixes import Prefixes
 from appliance.errors import CardMismatch, ContextTooLong, InternalError, OutOfMemory
 from appliance.models.card import Card
 from appliance.models.onnx_external import ExternalTensor, initializers
 from appliance.models.package import DATA_FILE, MODEL_FILE, VerifiedModel
-from appliance.system.host import available_memory_bytes, return_memory, usable_cpus
+from appliance.system.host import return_memory, usable_cpus
 
 CACHE_GRAIN = 128
 """Caches are promised memory in steps of this many tokens."""
 
 SLOTS = 8
 """Sequences that a session can hold at once, if nothing else is said."""
-
-MEMORY_RESERVE_BYTES = 64 << 20
-"""Memory that an allocation must leave to the rest of the box."""
 
 FOUR_BITS = 4
 """onnxruntime's kernel for so many adds in another order for one row than for several, and takes as long for two rows
@@ -308,22 +306,6 @@ def _twice(inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         again["conv_seqlens"] = np.array([0, 1, 2], np.int32)
         again |= {name: np.repeat(value, 2, axis=0) for name, value in inputs.items() if name.startswith("conv_states")}
     return again
-
-
-def require_memory(size_bytes: int, what: str) -> None:
-    """Refuse in words what the kernel would refuse with a kill.
-
-    Raises:
-        OutOfMemory: less than `size_bytes` and a reserve are available.
-    """
-    available = available_memory_bytes()
-    promised = promised_bytes()
-    if available is not None and size_bytes + promised + MEMORY_RESERVE_BYTES > available:
-        raise OutOfMemory(
-            f"cannot {what}: it needs {size_bytes >> 20} MiB, {available >> 20} MiB are available"
-            + (f" and {promised >> 20} MiB of them promised" if promised else ""),
-            hint="unload another model, ask for fewer tokens, or add memory",
-        )
 
 
 def _open_session(model: VerifiedModel, threads: int) -> tuple[Any, dict[str, Any], Head | None]:

@@ -20,11 +20,11 @@ from typing import Any
 
 from appliance.decoding.breaker import Words
 from appliance.decoding.grammar import Constraint, Grammar, Vocabulary, compile_grammar
+from appliance.engine.memory import has_room
 from appliance.engine.session import SLOTS, Session
 from appliance.errors import (
     InvalidRequest,
     ModelNotFound,
-    OutOfMemory,
     SkerryError,
     VerificationFailed,
     error_class,
@@ -162,7 +162,8 @@ class ModelHost:
         Raises:
             as `get`.
         """
-        self._loaded[name] = self._load(name)
+        started = time.monotonic()
+        self._loaded[name] = self._load(name, self._verify(name), started)
         self._loaded[name].pinned = True
         return self._loaded[name]
 
@@ -196,21 +197,29 @@ class ModelHost:
             return self._loaded[name]
 
     async def _load_in_room(self, name: str) -> Loaded:
-        """Load a model; where memory is short, in the room of models that nobody uses now.
+        """Verify a model and load it; where memory is short, in the room of models that nobody uses now.
 
         Raises:
             OutOfMemory: all that are left are in use, or stay.
         """
-        while True:
-            try:
-                return await asyncio.to_thread(self._load, name)
-            except OutOfMemory:
-                idle = [one for one in self._loaded.values() if one.idle and not one.pinned]
-                if not idle:
-                    raise
-                least = min(idle, key=lambda one: one.used_at)
-                log.info("unloading %s, to make room for %s", least.name, name)
-                self.unload(least.name)
+        started = time.monotonic()
+        model = await asyncio.to_thread(self._verify, name)
+        self._make_room(name, model.size_bytes)
+        return await asyncio.to_thread(self._load, name, model, started)
+
+    def _make_room(self, name: str, needed: int) -> None:
+        """Unload idle models until another one fits; none, if all of them would not be enough."""
+        idle = self._idle()
+        if not has_room(needed - sum(_held_bytes(one) for one in idle)):
+            return
+        while idle and not has_room(needed):
+            log.info("unloading %s, to make room for %s", idle[0].name, name)
+            self.unload(idle.pop(0).name)
+
+    def _idle(self) -> list[Loaded]:
+        """Models that may make room, the one that was asked for longest ago first."""
+        idle = [one for one in self._loaded.values() if one.idle and not one.pinned]
+        return sorted(idle, key=lambda one: one.used_at)
 
     def _refuse_again(self, name: str, seen: object) -> None:
         """A package that was refused stays so until it or the keys change: no caller can have it hashed over and over.
@@ -247,9 +256,8 @@ class ModelHost:
     def _verify(self, name: str) -> VerifiedModel:
         return open_verified(self.store.path(name), KeySet.from_directory(self._keys_dir))
 
-    def _load(self, name: str) -> Loaded:
-        started = time.monotonic()
-        model = self._verify(name)
+    def _load(self, name: str, model: VerifiedModel, started: float) -> Loaded:
+        """Make a verified model ready; it is closed if that fails."""
         try:
             card = model.card
             tokenizer = Tokenizer(
@@ -335,6 +343,11 @@ class ModelHost:
                 "requests": loaded.requests,
             }
         return described
+
+
+def _held_bytes(loaded: Loaded) -> int:
+    """Memory that comes back, at least, when a model is unloaded that nobody uses."""
+    return loaded.session.model.size_bytes + loaded.session.prefixes.held.size_bytes
 
 
 _PACKAGE_FIELDS = (

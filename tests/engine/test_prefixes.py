@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from appliance.decoding.sampling import SamplingParams
-from appliance.engine import session as sessions
+from appliance.engine import memory
 from appliance.engine.cache import Cache
 from appliance.engine.forward import Forward, compute
 from appliance.engine.generate import Prefilled, generate, prefill
@@ -215,18 +215,30 @@ def test_pages_go_before_an_answer_is_refused(session: Session, monkeypatch: pyt
     """Memory that is needed now is taken from what may be needed again."""
     filled(session, PROMPT)
     held = session.prefixes.held.size_bytes
-    room = sessions.MEMORY_RESERVE_BYTES + session.cache_bytes(512)
+    room = memory.RESERVE_BYTES + session.cache_bytes(512)
 
     def available() -> int:
         return room - session.prefixes.held.size_bytes
 
-    monkeypatch.setattr(sessions, "promised_bytes", int)
-    monkeypatch.setattr(sessions, "available_memory_bytes", available)
+    monkeypatch.setattr(memory, "promised_bytes", int)
+    monkeypatch.setattr(memory, "available_memory_bytes", available)
     assert held
     session.new_cache(512)
     assert session.prefixes.held.parts == 0
     with pytest.raises(OutOfMemory):
         session.new_cache(1024)
+
+
+def test_nothing_is_kept_where_memory_is_short(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A beginning that may be asked for again is not worth what an answer may need."""
+    cache = session.new_cache(1024)
+    part = session.cache_bytes(PART)
+    free = [part, part, part - 1]
+    monkeypatch.setattr(memory, "free_bytes", lambda: free.pop(0))
+    for _ in steps_of(session, cache, PROMPT[: 3 * PART + 1]):
+        pass
+    assert session.prefixes.held.parts == 2
+    assert free == []
 
 
 def test_the_first_step_says_what_was_restored(session: Session) -> None:

@@ -152,7 +152,7 @@ def test_full_cache_and_context_are_refused(session: Session) -> None:
 
 def test_memory_is_refused_in_words(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that the box cannot hold is an error, not the end of the process."""
-    monkeypatch.setattr("appliance.engine.session.available_memory_bytes", lambda: 1 << 20)
+    monkeypatch.setattr("appliance.engine.memory.available_memory_bytes", lambda: 1 << 20)
     with pytest.raises(OutOfMemory, match="1 MiB are available"):
         session.new_cache(64)
 
@@ -161,7 +161,7 @@ def test_memory_is_promised_once(session: Session, monkeypatch: pytest.MonkeyPat
     """Caches that are not written yet count: what was promised to one is not promised to the next."""
     each = session.cache_bytes(128)
     room = (64 << 20) + 3 * each
-    monkeypatch.setattr("appliance.engine.session.available_memory_bytes", lambda: room)
+    monkeypatch.setattr("appliance.engine.memory.available_memory_bytes", lambda: room)
     held = [session.new_cache(128) for _ in range(3)]
     with pytest.raises(OutOfMemory, match="promised"):
         session.new_cache(128)

@@ -22,14 +22,22 @@ class Box:
         (tmp_path / "keys").mkdir()
         self.host, self.room, self.open = ModelHost(tmp_path / "models", tmp_path / "keys", 1), room, list[str]()
         monkeypatch.setattr(Store, "path", lambda store, name: store.root / name)
+        self.verified: list[str] = []
+        monkeypatch.setattr(self.host, "_verify", self._verify)
         monkeypatch.setattr(self.host, "_load", self._load)
         monkeypatch.setattr(self.host, "describe", lambda name: {})
+        monkeypatch.setattr("appliance.inferenced.models.has_room", lambda size: len(self.open) + size <= self.room)
 
-    def _load(self, name: str) -> Loaded:
+    def _verify(self, name: str) -> Any:
+        self.verified.append(name)
+        return SimpleNamespace(size_bytes=1)
+
+    def _load(self, name: str, model: Any, _started: float) -> Loaded:
         if len(self.open) >= self.room:
             raise OutOfMemory(f"cannot load {name}: no memory")
         self.open.append(name)
-        session: Any = SimpleNamespace(close=lambda: self.open.remove(name))
+        prefixes = SimpleNamespace(held=SimpleNamespace(size_bytes=0))
+        session: Any = SimpleNamespace(close=lambda: self.open.remove(name), model=model, prefixes=prefixes)
         nothing: Any = None
         return Loaded(name, session, nothing, None, nothing, nothing, nothing, 0.0)
 
@@ -83,16 +91,23 @@ def test_a_preloaded_model_stays(box: Box) -> None:
 
 
 def test_as_many_go_as_are_needed(box: Box) -> None:
-    """And if all is not enough, the error is the one of memory."""
+    """Each package is verified once, however many models make room for it."""
     box.get("a")
     box.get("b")
     box.room = 1
     box.get("c")
     assert box.open == ["c"]
+    assert box.verified == ["a", "b", "c"]
+
+
+def test_none_goes_in_vain(box: Box) -> None:
+    """If all that may go is not enough, the error is the one of memory, and they stay."""
+    box.get("a")
+    box.get("b")
     box.room = 0
     with pytest.raises(OutOfMemory):
-        box.get("d")
-    assert box.open == []
+        box.get("c")
+    assert box.open == ["a", "b"]
 
 
 def test_a_model_whose_request_is_prepared_stays(box: Box) -> None:
