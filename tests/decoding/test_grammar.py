@@ -251,6 +251,8 @@ def test_rollback_is_exact(seed: int, moves: list[tuple[int, int]]) -> None:
         if state.complete and not state._stopped and rng.random() < 0.5:
             state.advance(STOP[0])
             tokens.append(STOP[0])
+        if not state.ended:
+            allowed(state)  # a mask that was computed before must not be given out after
         back = min(back, len(tokens))
         state.rollback(back)
         del tokens[len(tokens) - back :]

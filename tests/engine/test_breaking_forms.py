@@ -8,8 +8,9 @@ import pytest
 
 from appliance.decoding.breaker import Break, Words
 from appliance.decoding.grammar import Constraint, GrammarState, Vocabulary, compile_grammar
-from appliance.decoding.sampling import SamplingParams
+from appliance.decoding.sampling import Logits, SamplingParams
 from appliance.engine.completion import CompletionRequest, Delta, complete
+from appliance.engine.session import Wanted
 from tests.fakes.scripted import RuledSession
 
 SAID = (" the", " pump", " is", " hot", " now", " and", " wet", " ok")
@@ -89,6 +90,26 @@ def test_a_form_that_need_not_repeat_is_left() -> None:
     assert [(done.rung, done.replacement) for done in breaks] == [("resample", OK)]
     assert text == TEXT + " ok"
     assert (last.finish_reason, last.complete) == ("stop", True)
+
+
+def test_what_replaces_a_loop_is_told_with_its_rivals() -> None:
+    """Also where the form allows so few tokens that only their logits are computed elsewhere."""
+    sentence = TEXT.removeprefix(SAID[0]).replace(".", r"\.")
+    session = says([])
+    few, whole = list[bool](), session.forward_together
+
+    def noted(wanted: Sequence[Wanted]) -> list[Logits]:
+        few.extend(w.ids is not None for w in wanted)
+        return whole(wanted)
+
+    session.forward_together = noted  # type: ignore[method-assign]
+    text, _, breaks, _ = run(session, Constraint("regex", f"(( the| ok){sentence}){{3,40}}"), max_tokens=200)
+    assert breaks[0].rung == "resample"
+    assert breaks[0].replacement == OK
+    assert {token for token, _ in breaks[0].alternatives} >= {THE, OK}
+    assert len(breaks[0].alternatives) > 2, "of all tokens, not of those that the form allows"
+    assert True in few
+    assert text.startswith(TEXT + " ok")
 
 
 def test_a_completion_without_room_is_cut() -> None:
