@@ -31,7 +31,7 @@ from appliance.decoding.sampling import (
 from appliance.engine.cache import Cache
 from appliance.engine.drafts import Drafts
 from appliance.engine.forward import Forward
-from appliance.engine.prefixes import parts_of
+from appliance.engine.prefixes import EVERYBODY, parts_of
 from appliance.engine.session import Session
 
 if TYPE_CHECKING:
@@ -124,6 +124,21 @@ def prefill(
         if whole and not skipped:
             session.prefixes.keep(cache, parts, owner)
         yield Prefilled(cache.length, total, cache.length - began if skipped else 0)
+
+
+def warm(session: Session, beginning: NDArray[np.int64]) -> Iterator[Forward | Prefilled]:
+    """Compute a beginning of prompts before anybody asks, and keep it for every caller.
+
+    Args:
+        session: the model.
+        beginning: int64, shape (n,), up to the boundary of the prompts.
+    Raises:
+        ContextTooLong, OutOfMemory: there is no room for it.
+    """
+    cache = session.new_cache(len(beginning) + 1)
+    # The last token of a prompt stays for the first step, so that it takes one token more than what is kept.
+    prompt = np.append(beginning, 0)
+    yield from prefill(session, cache, prompt, EVERYBODY, len(beginning))
 
 
 def generate(

@@ -13,7 +13,8 @@ there: kernels of 8 bits give slightly different numbers for other parts. What n
 a branch is never left without its trunk.
 
 An owner is a caller: another caller's prompt takes as long as if nothing were kept, for the time to the first token
-would tell what others ask. A site may let all callers have one owner.
+would tell what others ask. A site may let all callers have one owner. What is nobody's secret, as the prompt of a task
+that is installed, is kept for EVERYBODY.
 
 What this does NOT hold: anything on disk, or what an answer added.
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 PART = 256
 """Tokens of a prompt that go through the model at once: the longest that a cancel or another caller waits."""
+EVERYBODY = "everybody"
+"""The owner of what any caller may find."""
 SHORTEST = 32
 """A boundary before so many tokens is none: keeping would cost more than it saves."""
 
@@ -103,6 +106,11 @@ class Prefixes:
         self._size = self._evicted = 0
 
     @property
+    def max_bytes(self) -> int:
+        """Of all that is kept."""
+        return self._max_bytes
+
+    @property
     def held(self) -> Held:
         """How much there is; may be read by any thread."""
         return Held(len(self._kept), self._size, self._evicted)
@@ -117,12 +125,12 @@ class Prefixes:
         Returns:
             Tokens that need not be computed: the end of some part, or 0.
         """
-        found = list(itertools.takewhile(lambda part: (owner, part.digest) in self._kept, parts))
+        found = list(itertools.takewhile(lambda part: self._key(part, owner) in self._kept, parts))
         missing = [part for part in found if part.start >= cache.length]
         if not missing or missing[0].start != cache.length:
             return 0
         for part in missing:
-            cache.write(part.start, self._kept[owner, part.digest])
+            cache.write(part.start, self._kept[self._key(part, owner)])
         self._touch(found, owner)
         return found[-1].end
 
@@ -138,7 +146,7 @@ class Prefixes:
             return
         done = [part for part in parts if part.end <= cache.length]
         *before, last = done
-        if any((owner, part.digest) not in self._kept for part in before) or (owner, last.digest) in self._kept:
+        if any(self._key(part, owner) not in self._kept for part in before) or self._key(last, owner) in self._kept:
             return
         if cache.bytes_of(last.end) > self._max_bytes or not has_room(cache.bytes_of(last.end - last.start)):
             return
@@ -155,9 +163,14 @@ class Prefixes:
             self._size -= _size(kept)
             self._evicted += 1
 
+    def _key(self, part: Part, owner: str) -> tuple[str, bytes]:
+        """Where an owner finds a part: among everybody's, or else among the owner's own."""
+        everybodys = (EVERYBODY, part.digest)
+        return everybodys if everybodys in self._kept else (owner, part.digest)
+
     def _touch(self, parts: Sequence[Part], owner: str) -> None:
         for part in reversed(parts):  # the trunk stays longer than its branch
-            self._kept.move_to_end((owner, part.digest))
+            self._kept.move_to_end(self._key(part, owner))
 
 
 def _size(kept: list[NDArray[np.float32]]) -> int:

@@ -45,12 +45,14 @@ class Job(Generic[Step]):
         emit: called in the scheduler's thread with every other step, then once with None (done) or with the error that
             ended it.
         cancelled: set it, and not one more step is computed.
+        asked: whether somebody asked for it; what nobody asked for is not counted.
     """
 
     caller: int
     steps: Iterator[Forward | Step]
     emit: Callable[[Step | SkerryError | None], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
+    asked: bool = True
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
     forward: Forward | None = None
@@ -146,11 +148,14 @@ class Scheduler:
         for caller, queue in list(self._waiting.items()):
             for job in [j for j in queue if j.cancelled.is_set()]:
                 queue.remove(job)
-                self._finished += 1
-                self._cancelled += 1
+                self._count(job, cancelled=True)
                 _emit(job, Cancelled("the caller left"))
             if not queue:
                 del self._waiting[caller]
+
+    def _count(self, job: Job[Any], *, cancelled: bool) -> None:
+        self._finished += job.asked
+        self._cancelled += job.asked and cancelled
 
     def _queued(self) -> int:
         return sum(len(q) for q in self._waiting.values())
@@ -240,9 +245,8 @@ class Scheduler:
         del steps
         with self._lock:
             self._active.remove(job)
-            self._finished += 1
-            self._cancelled += isinstance(outcome, Cancelled)
-            if outcome is None and job.started is not None:
+            self._count(job, cancelled=isinstance(outcome, Cancelled))
+            if outcome is None and job.asked and job.started is not None:
                 self._typical_s += 0.2 * (time.monotonic() - job.started - self._typical_s)
         _emit(job, outcome)
 

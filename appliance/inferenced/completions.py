@@ -37,6 +37,8 @@ log = logging.getLogger("skerry.inferenced")
 T = TypeVar("T")
 
 TIMINGS_HEADER = "x-skerry-timings"
+NOBODY = -1
+"""The caller of what the daemon does by itself; no user has this number."""
 
 
 @dataclass
@@ -183,6 +185,21 @@ class Completions:
         closing = include_usage or request.headers.get(TIMINGS_HEADER) == "1"
         chunks = self._stream(run, shape, first, {"usage": None} if include_usage else {}, closing, body)
         return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    def warm(self, loaded: Loaded, steps: Iterator[Forward | Prefilled]) -> None:
+        """Have steps computed that nobody waits for, in turn with what callers ask."""
+
+        def emit(step: Prefilled | SkerryError | None) -> None:
+            if isinstance(step, SkerryError):
+                log.info("not all beginnings of tasks are read: %s", step.kind)
+            if not isinstance(step, Prefilled):
+                loaded.release()
+
+        loaded.retain()
+        try:
+            self._scheduler.submit([Job(NOBODY, steps, emit, asked=False)])
+        except SkerryError:
+            loaded.release()
 
     async def compute(self, request: Request, loaded: Loaded, steps: Iterator[Delta | Forward | Prefilled]) -> float:
         """Have steps computed for as long as the caller waits.

@@ -63,6 +63,7 @@ class Daemon:
             self.host, self.scheduler, limits, self.metrics, self.preferences, shared_prefixes=config.prefixes.shared
         )
         self.tasks = TaskRoutes(self.completions, config.tasks)
+        self.host.on_load = self.tasks.warm
         self.draining = False
         self._started = time.time()
 
@@ -91,6 +92,8 @@ class Daemon:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        for loaded in self.host.loaded.values():
+            self.tasks.warm(loaded)
         yield
         self.scheduler.close()
         self.host.close()

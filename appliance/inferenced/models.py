@@ -12,7 +12,7 @@ import datetime
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -150,6 +150,8 @@ class ModelHost:
         self._loading = asyncio.Lock()  # one at a time: two would count the same memory as theirs
         self._problems: dict[str, _Problem] = {}
         self._refused: dict[str, tuple[object, _Problem]] = {}
+        self.on_load: Callable[[Loaded], None] = lambda loaded: None
+        """Is told of each model that was loaded on demand, in the event loop."""
 
     @property
     def loaded(self) -> dict[str, Loaded]:
@@ -194,6 +196,7 @@ class ModelHost:
                         self._refused[name] = (seen, self._problems[name])
                     raise
                 self._problems.pop(name, None)
+                self.on_load(self._loaded[name])
             return self._loaded[name]
 
     async def _load_in_room(self, name: str) -> Loaded:

@@ -8,13 +8,18 @@ decides what to do with an answer that was not verified. One that nobody judged 
 """
 
 import asyncio
+import itertools
+import logging
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -28,12 +33,15 @@ from appliance.decoding.grammar import Grammar
 from appliance.decoding.verifiers import Context
 from appliance.engine.candidates import Finished, complete_until
 from appliance.engine.completion import CompletionRequest
-from appliance.engine.prefixes import common
-from appliance.errors import ConfigError, ContextTooLong, InvalidRequest, NoChatTemplate, TaskNotFound
+from appliance.engine.generate import warm
+from appliance.engine.prefixes import SHORTEST, common
+from appliance.errors import ConfigError, ContextTooLong, InvalidRequest, NoChatTemplate, SkerryError, TaskNotFound
 from appliance.inferenced.completions import Completions
 from appliance.inferenced.models import Loaded
 from appliance.inferenced.preferences import keep_group
 from appliance.inferenced.responses import loop_object
+
+log = logging.getLogger("skerry.inferenced")
 
 _NAME = re.compile(tasks.NAME_PATTERN)
 
@@ -55,6 +63,7 @@ class TaskRoutes:
     def __init__(self, completions: Completions, directory: Path) -> None:
         self._completions = completions
         self._installed = InstalledTasks(directory)
+        self._warming: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
 
     async def list(self, request: Request) -> Response:
         """GET /skerry/v1/tasks."""
@@ -98,6 +107,25 @@ class TaskRoutes:
             prompt = tasks.render(task, body.input)
             keep_group(self._completions.preferences, prompt, written, written[winner.index], loaded.name)
         return JSONResponse(_answer(task, loaded, winner, finished, queue_s))
+
+    def warm(self, loaded: Loaded) -> None:
+        """Have the prompts of a model's tasks read up to where an input begins, before the first one comes."""
+        warming = asyncio.get_running_loop().create_task(self._warm(loaded))
+        self._warming.add(warming)
+        warming.add_done_callback(self._warming.discard)
+
+    async def _warm(self, loaded: Loaded) -> None:
+        try:
+            with loaded.in_use():
+                found = await asyncio.to_thread(self._installed.all)
+                mine = [task for task in found.tasks.values() if task.model == loaded.name]
+                beginnings = await asyncio.to_thread(_beginnings, mine, loaded)
+                if beginnings:
+                    session = loaded.session
+                    steps = itertools.chain.from_iterable(warm(session, beginning) for beginning in beginnings)
+                    self._completions.warm(loaded, steps)
+        except SkerryError as e:  # whoever runs a task is told
+            log.info("the beginnings of tasks are not read beforehand: %s", e.kind)
 
     def _load(self, name: str) -> Task:
         task = self._installed.get(name) if _NAME.fullmatch(name) else None
@@ -149,6 +177,24 @@ def _requests(task: Task, text: str, loaded: Loaded) -> list[CompletionRequest]:
         )
         for index in range(task.candidates)
     ]
+
+
+def _beginnings(found: Sequence[Task], loaded: Loaded) -> list[NDArray[np.int64]]:
+    """What the prompts of tasks begin with, whatever the input; as many as half of what may be kept has room for."""
+    beginnings, room = list[NDArray[np.int64]](), loaded.session.prefixes.max_bytes // 2
+    for task in found:
+        for order in range(task.candidates) if task.shuffle else (0,):
+            try:
+                prompt = _tokens(task, "x", order, loaded)
+                beginning = np.array(prompt[: common(prompt, _tokens(task, "", order, loaded))], np.int64)
+            except SkerryError:  # whoever runs it is told
+                break
+            room -= loaded.session.cache_bytes(len(beginning))
+            if room < 0:
+                return beginnings
+            if len(beginning) >= SHORTEST:
+                beginnings.append(beginning)
+    return beginnings
 
 
 def _grammar(task: Task, loaded: Loaded) -> Grammar | None:

@@ -9,8 +9,8 @@ from appliance.decoding.sampling import SamplingParams
 from appliance.engine import memory
 from appliance.engine.cache import Cache
 from appliance.engine.forward import Forward, compute
-from appliance.engine.generate import Prefilled, generate, prefill
-from appliance.engine.prefixes import PART, SHORTEST, Prefixes, parts_of
+from appliance.engine.generate import Prefilled, Token, generate, prefill, warm
+from appliance.engine.prefixes import EVERYBODY, PART, SHORTEST, Prefixes, parts_of
 from appliance.engine.session import Session
 from appliance.errors import OutOfMemory
 from tests.fakes import built_models
@@ -266,3 +266,51 @@ def test_reading_and_writing_are_checked(session: Session) -> None:
         small.write(start, part)
     with pytest.raises(ValueError, match="cannot write tokens 120 to 140 of a cache of 120 of 128"):
         small.write(120, part)
+
+
+# --- what is everybody's ----------------------------------------------------------------------------------------------
+
+BOUNDARY = PART + 70
+
+
+def answer(session: Session, owner: str) -> tuple[list[int], int]:
+    """Tokens of an answer, and how many of the prompt's were restored."""
+    steps = list(
+        generate(
+            session, PROMPT, SamplingParams(temperature=0.8, seed=3), max_tokens=20, owner=owner, boundary=BOUNDARY
+        )
+    )
+    restored = sum(step.restored for step in steps if isinstance(step, Prefilled))
+    return [step.id for step in steps if isinstance(step, Token)], restored
+
+
+def test_what_was_read_beforehand_is_found_by_all(session: Session) -> None:
+    """Up to the boundary; the answer is the same, and what a caller adds is that caller's."""
+    cold = answer(session, "uid 1")
+    session.prefixes.shrink()
+    assert cold[1] == 0
+    assert [step.done for step in warm(session, PROMPT[:BOUNDARY]) if isinstance(step, Prefilled)] == [PART, BOUNDARY]
+    for owner in ("uid 1", "uid 2"):
+        assert answer(session, owner) == (cold[0], BOUNDARY)
+    assert answer(session, "uid 2") == (cold[0], len(PROMPT) - 1)
+
+
+def test_what_is_everybodys_is_kept_once(session: Session) -> None:
+    """A caller who asks the same adds nothing to it, and it goes as everything goes."""
+    for _ in warm(session, PROMPT[:BOUNDARY]):
+        pass
+    held = session.prefixes.held
+    assert held.size_bytes == session.cache_bytes(BOUNDARY)
+    for _ in warm(session, PROMPT[:BOUNDARY]):
+        pass
+    filled(session, PROMPT[: BOUNDARY + 1], "uid 1", BOUNDARY)
+    assert session.prefixes.held == held
+    session.prefixes.shrink()
+    assert session.prefixes.held.size_bytes == 0
+
+
+def test_a_callers_own_is_nobody_elses_still(session: Session) -> None:
+    """Nobody gives to everybody but who says so."""
+    filled(session, PROMPT, "uid 1", BOUNDARY)
+    assert filled(session, PROMPT, "uid 2", BOUNDARY)[1] == 0
+    assert filled(session, PROMPT, EVERYBODY, BOUNDARY)[1] == 0

@@ -1,5 +1,6 @@
 """Tasks: an input in, the best verified answer out."""
 
+import asyncio
 import json
 import os
 from collections.abc import Iterator
@@ -7,13 +8,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from appliance.agent.installed import InstalledTasks
 from appliance.agent.task import load_task
 from appliance.client import Client
-from appliance.config import Preferences
+from appliance.config import Config, Preferences
+from appliance.engine.generate import Prefilled, prefill
+from appliance.engine.prefixes import Prefixes
 from appliance.errors import ConfigError, InvalidRequest, TaskNotFound
-from appliance.inferenced.tasks import _requests
+from appliance.inferenced.main import Daemon
+from appliance.inferenced.models import Loaded
+from appliance.inferenced.tasks import _beginnings, _requests
+from tests.fakes import built_models
 from tests.fakes.box import Box, running
 from tests.fakes.built_models import smollm2
 
@@ -251,3 +260,64 @@ def test_refusals(box: Box, name: str, task: str, body: object, status: int, kin
     (box.state_dir / "tasks" / "broken.yaml").unlink()
     assert reply.status == status
     assert kind is None or reply.kind == kind
+
+
+# --- what is read beforehand ------------------------------------------------------------------------------------------
+
+SYSTEM = "Say what the report is about, in the words of the report and in no other words, however long it may be. " * 4
+MINE = PLACE.replace("Extract the place.", SYSTEM).replace("MAX", "200") + "model: tiny-llama-q8\n"
+
+
+def daemon_with(folder: Path, tasks: dict[str, str], **changes: Any) -> Daemon:
+    """A daemon's parts without its socket."""
+    built_models.tiny(folder, context_length=1024)
+    (folder / "tasks").mkdir()
+    for name, text in tasks.items():
+        (folder / "tasks" / f"{name}.yaml").write_text(text.replace("name: place", f"name: {name}"))
+    return Daemon(replace(Config.default(folder), **changes))
+
+
+async def held(loaded: Loaded) -> int:
+    """Bytes of what is kept, once nothing is read any more."""
+    for _ in range(500):
+        await asyncio.sleep(0.01)
+        if loaded.session.prefixes.held.parts and loaded.idle:
+            break
+    return loaded.session.prefixes.held.size_bytes
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_a_tasks_prompt_is_read_before_anybody_asks(tmp_path: Path, preload: bool) -> None:
+    """When its model is loaded, at the start or later; up to the input, whatever that will be; nobody counts it."""
+    daemon = daemon_with(tmp_path / "b", {"place": MINE, "broken": "format: 9", "other": PLACE.replace("MAX", "200")})
+
+    async def run() -> None:
+        if preload:
+            daemon.host.preload("tiny-llama-q8")
+        async with daemon._lifespan(daemon.app()):
+            loaded = await daemon.host.get("tiny-llama-q8")
+            kept = await held(loaded)
+            (wanted, *_) = _requests(load_task(tmp_path / "b" / "tasks" / "place.yaml"), "The pump is hot.", loaded)
+            assert kept == loaded.session.cache_bytes(wanted.boundary) > 0
+            cache = loaded.session.new_cache(len(wanted.prompt))
+            prompt = np.array(wanted.prompt)
+            steps = list(prefill(loaded.session, cache, prompt, "uid 5", wanted.boundary))
+            assert sum(s.restored for s in steps if isinstance(s, Prefilled)) == wanted.boundary
+            assert daemon.scheduler.load().finished == 0
+            assert loaded.requests == 0
+
+    asyncio.run(run())
+
+
+def test_no_more_is_read_beforehand_than_half_of_what_may_be_kept(tmp_path: Path) -> None:
+    """The rest is for what callers ask; and where nothing may be kept nothing is read."""
+    many = {f"place-{n}": MINE.replace("Say", f"{n} Say") for n in range(6)}
+    for name in ("a", "b"):
+        daemon = daemon_with(tmp_path / name, many)
+        loaded = daemon.host.preload("tiny-llama-q8")
+        one = len(_requests(load_task(tmp_path / name / "tasks" / "place-0.yaml"), "x", loaded)[0].prompt)
+        loaded.session.prefixes = Prefixes(loaded.session.cache_bytes(one) * 5 if name == "a" else 0)
+        found = InstalledTasks(tmp_path / name / "tasks").all().tasks.values()
+        assert len(_beginnings(list(found), loaded)) == (2 if name == "a" else 0)
+        daemon.scheduler.close()
+        daemon.host.close()
