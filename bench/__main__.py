@@ -68,19 +68,18 @@ def main() -> int:
     """Measure, print, write."""
     options = _parse()
     try:
-        found = _measure(options, _find_peer(options.peer_python))
+        _measure(options, _find_peer(options.peer_python))
     except (SkerryError, SideFailed) as e:
         print(f"bench: {e}", file=sys.stderr)
         if isinstance(e, SkerryError) and e.hint:
             print(f"hint: {e.hint}", file=sys.stderr)
         return 1
     if options.out:
-        write_durably(options.out, json.dumps(found, indent=1).encode() + b"\n")
         print(f"written: {options.out}")
     return 0
 
 
-def _measure(options: argparse.Namespace, peer: Path | None) -> dict[str, Any]:
+def _measure(options: argparse.Namespace, peer: Path | None) -> None:
     plan = Plan(options.rounds, 64, None, tuple(options.threads))
     if options.quick:
         plan = Plan(1, 24, 512, (max(options.threads),))
@@ -88,12 +87,14 @@ def _measure(options: argparse.Namespace, peer: Path | None) -> dict[str, Any]:
     print(f"machine: {machine.line(facts)}")
     versions = _versions(peer)
     print("software: " + ", ".join(f"{k} {v}" for k, v in versions.items()))
-    print(f"each figure: median of {plan.rounds} round{'s' if plan.rounds > 1 else ''}, all forms in turn\n")
+    plural = "s" if plan.rounds > 1 else ""
+    print(f"each figure of the engines: median of {plan.rounds} round{plural}, all forms in turn\n")
     found: dict[str, Any] = {"machine": facts, "software": versions, "models": {}}
     for name in options.models:
         found["models"][name] = _measure_model(ROOT / "models" / f"{name}.yaml", options, plan, peer)
+        if options.out:
+            write_durably(options.out, json.dumps(found, indent=1).encode() + b"\n")
     print(report.NO_PEER if peer is None else report.LEGEND)
-    return found
 
 
 def _parse() -> argparse.Namespace:
@@ -109,7 +110,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--llama-server", type=Path, metavar="PATH", help="a llama-server that you built: the work of a box"
     )
-    parser.add_argument("--documents", type=int, default=workload.DOCUMENTS, help="of that work a round, of two")
+    parser.add_argument(
+        "--documents", type=int, default=workload.DOCUMENTS, help=f"of that work a round, of {workload.ROUNDS}"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="where packages and files are kept")
     parser.add_argument("--accept-licence", action="store_true", help="you accept the terms of Gemma's weights")
     parser.add_argument("--out", type=Path, help="write all figures to this file as JSON")
@@ -176,9 +179,8 @@ def _measure_model(path: Path, options: argparse.Namespace, plan: Plan, peer: Pa
         if threads == max(plan.threads) and options.llama_server is not None:
             _say("the work of a box", 0.0)
             program = options.llama_server.absolute()
-            found = workload.run(
-                workload.Plan(recipe, ours[0], program, work, options.documents, workload.ROUNDS, threads)
-            )
+            documents, rounds = (2, 1) if options.quick else (options.documents, workload.ROUNDS)
+            found = workload.run(workload.Plan(recipe, ours[0], program, work, documents, rounds, threads))
             print(found.tables() + "\n")
             verdicts += found.verdicts()
         print(f"{recipe.name}, {threads} thread{'s' if threads > 1 else ''}\n\n{targets.table(verdicts)}\n", flush=True)

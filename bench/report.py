@@ -87,7 +87,9 @@ def verdicts(forms: Sequence[Figures], rounds: int, targets: Mapping[Measure, fl
         mine, theirs = ours.memory["resident"], peer.memory["resident"]
         against = f"llama.cpp {peer.form}: {mine / 1e6:.0f} to {theirs / 1e6:.0f} MB"
         enough = mine <= MEMORY_TARGET * theirs
-        found.append(Verdict("resident memory", f"at most {MEMORY_TARGET}x", times(mine / theirs), against, enough))
+        found.append(
+            Verdict("resident memory", f"at most {MEMORY_TARGET}x", times(mine / theirs, least=False), against, enough)
+        )
     ready = f"{ours.ready_s:.2f} s"
     found.append(Verdict("load to ready", f"below {READY_TARGET_S:.0f} s", ready, "", ours.ready_s < READY_TARGET_S))
     return found

@@ -1,5 +1,6 @@
 """What is wanted and what was seen, as one table. Pure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,9 +31,15 @@ class Verdict:
         return {True: "met", False: "MISSED", None: "not judged"}[self.met]
 
 
-def times(value: float) -> str:
-    """Write a ratio."""
-    return f"{value:.2f}x"
+def times(value: float, *, least: bool = True) -> str:
+    """Write a ratio, rounded to the side that meets no target.
+
+    Args:
+        value: the ratio.
+        least: whether the target is the least that it may be, or the most.
+    """
+    rounded = math.floor(100 * value) if least else math.ceil(100 * value)
+    return f"{rounded / 100:.2f}x"
 
 
 def table(verdicts: Sequence[Verdict]) -> str:

@@ -45,6 +45,7 @@ from bench.loops.prompts import PEOPLE
 from bench.loops.sources import REPORTS
 from bench.markdown import markdown_table
 from bench.pipe import ROOT, Side, SideFailed
+from bench.report import ENOUGH_ROUNDS
 from bench.targets import Verdict, times
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
@@ -53,7 +54,7 @@ TARGETS = {1: 2.0, 8: 1.5}
 """Documents a minute, as many times the peer's, by callers."""
 WARM_TARGET = 5.0
 """How many times as soon the first token comes where the text before it was read already."""
-DOCUMENTS, ROUNDS = 25, 2
+DOCUMENTS, ROUNDS = 17, 3
 FIRST_ROUNDS = 5
 MAX_TOKENS = 256
 READY_S = 60.0
@@ -115,6 +116,28 @@ class Server:
     ask: Callable[[Task], Done]
     first: Callable[[Messages], float]
     prepare: Callable[[Sequence[Task]], None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        recipe: of the model.
+        form: our package of it.
+        program: the peer's; None: nobody is beside us.
+        work: where the peer's files are kept.
+        documents: a round.
+        threads: of each engine.
+    """
+
+    recipe: recipes.Recipe
+    form: Form
+    program: Path | None
+    work: Path
+    documents: int
+    rounds: int
+    threads: int = 2
 
 
 def documents(seed: int, count: int) -> list[Task]:
@@ -199,14 +222,14 @@ def daemon(form: Form, threads: int) -> Iterator[tuple[subprocess.Popen[bytes], 
 
 
 @contextlib.contextmanager
-def skerry(form: Form, threads: int, *, chat: bool) -> Iterator[Server]:
+def skerry(plan: Plan) -> Iterator[Server]:
     """Run the daemon, the model in memory."""
-    model = Path(form.arguments["path"]).name
-    with daemon(form, threads) as (_, socket), Client(socket) as client:
+    model = Path(plan.form.arguments["path"]).name
+    with daemon(plan.form, plan.threads) as (_, socket), Client(socket) as client:
         client.load(model)
 
         def say(said: Messages, **options: Any) -> Answer:
-            if chat:
+            if plan.recipe.chat:
                 return client.chat(said, model=model, temperature=0, **options)
             return client.complete(as_text(said), model=model, temperature=0, **options)
 
@@ -235,10 +258,11 @@ def _wait(process: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def llama_server(program: Path, gguf: Path, form: Form, slots: int, *, chat: bool) -> Iterator[Server]:
+def llama_server(plan: Plan, program: Path, gguf: Path, slots: int) -> Iterator[Server]:
     """Run the peer; prompts are tokenized beforehand, by Skerry."""
-    with Side(form.python, "bench.loops.worker") as side, contextlib.closing(LlamaServer(program, gguf, slots)) as peer:
-        side.ask("open", **form.arguments)
+    chat, server = plan.recipe.chat, LlamaServer(program, gguf, slots, plan.threads)
+    with contextlib.closing(server) as peer, Side(plan.form.python, "bench.loops.worker") as side:
+        side.ask("open", **plan.form.arguments)
         rendered: dict[str, list[int]] = {}
 
         def render(said: Messages) -> list[int]:
@@ -314,28 +338,6 @@ def measure(server: Server, tasks: Sequence[Task], callers: int, into: Measured)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to measure.
-
-    Attributes:
-        recipe: of the model.
-        form: our package of it.
-        program: the peer's; None: nobody is beside us.
-        work: where the peer's files are kept.
-        documents: a round.
-        threads: of our engine; the peer has 2.
-    """
-
-    recipe: recipes.Recipe
-    form: Form
-    program: Path | None
-    work: Path
-    documents: int
-    rounds: int
-    threads: int = 2
-
-
-@dataclass(frozen=True)
 class Found:
     """What came out, ours first.
 
@@ -361,7 +363,7 @@ class Found:
         return f"{markdown_table(rows)}\n\n{markdown_table(first)}"
 
     def verdicts(self) -> list[Verdict]:
-        """Our documents a minute over the peer's, and how much sooner a warm first token comes."""
+        """Our documents a minute over the peer's, if the rounds are enough; how much sooner a warm first token is."""
         found = []
         for callers, servers in self.answered.items():
             (_, ours), *others = servers.items()
@@ -370,7 +372,7 @@ class Found:
                 theirs, wanted = self.documents / median(peer.minutes), TARGETS[callers]
                 against = f"{name}: {mine:.1f} to {theirs:.1f} documents a minute"
                 what = f"workload, {callers} caller{'s' if callers > 1 else ''}"
-                enough = mine >= wanted * theirs
+                enough = mine >= wanted * theirs if len(ours.minutes) >= ENOUGH_ROUNDS else None
                 found.append(Verdict(what, f"at least {wanted}x", times(mine / theirs), against, enough))
         gain = _gain(next(iter(self.firsts.values())))
         what, wanted = "first token, warm", f"at least {WARM_TARGET:.0f}x"
@@ -411,13 +413,12 @@ def _measure_first(plan: Plan) -> dict[str, list[tuple[float, float]]]:
 @contextlib.contextmanager
 def _servers(callers: int, plan: Plan) -> Iterator[dict[str, Server]]:
     """Run Skerry, and the peer if there is one, for so many callers."""
-    chat = plan.recipe.chat
     with contextlib.ExitStack() as stack:
-        servers = {f"Skerry {plan.form.name}": stack.enter_context(skerry(plan.form, plan.threads, chat=chat))}
+        servers = {f"Skerry {plan.form.name}": stack.enter_context(skerry(plan))}
         if plan.program is not None:
             gguf = weights(plan.recipe, plan.program, plan.work, _silent)
             name = f"llama-server {type_of(gguf.name)}"
-            servers[name] = stack.enter_context(llama_server(plan.program, gguf, plan.form, callers, chat=chat))
+            servers[name] = stack.enter_context(llama_server(plan, plan.program, gguf, callers))
         yield servers
 
 
@@ -428,7 +429,7 @@ def main() -> int:
     parser.add_argument("--llama-server", type=Path, metavar="PATH", help="a llama-server that you built, as the peer")
     parser.add_argument("--documents", type=int, default=DOCUMENTS, help=f"a round ({DOCUMENTS})")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"({ROUNDS})")
-    parser.add_argument("--threads", type=int, default=2, help="of Skerry's engine; the peer has 2 (2)")
+    parser.add_argument("--threads", type=int, default=2, help="of each engine (2)")
     parser.add_argument("--scheme", default=None, help="of our package; none: the recipe's")
     parser.add_argument("--accept-licence", action="store_true", help="you accept the terms of Gemma's weights")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="where packages are kept")

@@ -27,6 +27,7 @@ from appliance.decoding.sampling import (
     choose,
     logprobs,
     processors,
+    require_finite,
 )
 from appliance.engine.cache import Cache
 from appliance.engine.drafts import Drafts
@@ -189,6 +190,8 @@ def generate(
         forward = answer.forward()
         yield forward
         for logits in answer.rows(forward.logits):
+            if forward.ids is None:
+                require_finite(logits)
             token = draw(answer.tokens, logits)
             done = breaker.drawn(logits, token) if breaker else None
             entry = None if top_logprobs is None else logprobs(logits, token, top_logprobs)

@@ -47,8 +47,8 @@ class Head:
         """Find it among a graph's tensors, under the names that `forge.layers` gives; None: it is not among them."""
         for name in ("output.weight", "token_embd.weight"):
             if f"{name}.q" in tensors and tensors[f"{name}.q"].ndim == 3:  # in blocks, not a table of rows
-                scales = tensors[f"{name}.scale"]
-                return cls(tensors[f"{name}.q"], scales.reshape(len(scales), -1))
+                scales = tensors.get(f"{name}.scale")  # what is very small stands in the graph itself
+                return None if scales is None else cls(tensors[f"{name}.q"], scales.reshape(len(scales), -1))
             if name in tensors:
                 return cls(tensors[name], None)
         return None

@@ -148,13 +148,22 @@ class Prefixes:
         *before, last = done
         if any(self._key(part, owner) not in self._kept for part in before) or self._key(last, owner) in self._kept:
             return
-        if cache.bytes_of(last.end) > self._max_bytes or not has_room(cache.bytes_of(last.end - last.start)):
+        needed = cache.bytes_of(last.end - last.start)
+        if cache.bytes_of(last.end) > self._max_bytes or not self._make_room(needed, before, owner):
             return
         kept = cache.read(last.start, last.end)
         self._kept[owner, last.digest] = kept
         self._size += _size(kept)
         self._touch(done, owner)
         self.shrink(self._max_bytes)
+
+    def _make_room(self, needed: int, before: Sequence[Part], owner: str) -> bool:
+        """Where memory is short, what is new takes the place of what was asked for longest ago, if that is enough."""
+        if has_room(needed):
+            return True
+        self._touch(before, owner)
+        self.shrink(max(0, self._size - needed))
+        return has_room(needed) and all(self._key(part, owner) in self._kept for part in before)
 
     def shrink(self, max_bytes: int = 0) -> None:
         """Give back what was asked for longest ago, until no more than that is taken."""

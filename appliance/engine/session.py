@@ -204,9 +204,10 @@ class Session:
         self._session.run_with_iobinding(binding)
         if self._convolutions is not None and kept is not None:
             self._convolutions.keep(self._arena, spans, kept)
-        for cache, tokens, *_ in wanted:
+        found = self._split(wanted, logits, hidden, whole)
+        for cache, tokens, *_ in wanted:  # last: a pass that fails leaves its caches as they are
             cache.length += len(tokens)
-        return self._split(wanted, logits, hidden, whole)
+        return found
 
     def _split(self, wanted: Sequence[Wanted], logits: Logits, hidden: NDArray[np.float32], whole: int) -> list[Logits]:
         """Give each its rows: those of all tokens stand first in `logits`, and behind them go those of a few."""

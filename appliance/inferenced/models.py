@@ -25,6 +25,7 @@ from appliance.engine.session import SLOTS, Session
 from appliance.errors import (
     InvalidRequest,
     ModelNotFound,
+    OutOfMemory,
     SkerryError,
     VerificationFailed,
     error_class,
@@ -40,6 +41,8 @@ log = logging.getLogger("skerry.inferenced")
 
 KEPT_GRAMMARS = 32
 """Grammars of each model that stay compiled."""
+MOST_OF_PACKAGE = 2
+"""A model in memory takes at most so many times what its package and its kept beginnings take: SmolLM2 1.2 times."""
 
 
 @dataclass(eq=False)
@@ -206,18 +209,30 @@ class ModelHost:
             OutOfMemory: all that are left are in use, or stay.
         """
         started = time.monotonic()
-        model = await asyncio.to_thread(self._verify, name)
-        self._make_room(name, model.size_bytes)
-        return await asyncio.to_thread(self._load, name, model, started)
+        while True:
+            model = await asyncio.to_thread(self._verify, name)
+            hope = self._make_room(name, model.size_bytes)
+            try:
+                return await asyncio.to_thread(self._load, name, model, started)
+            except OutOfMemory:  # others may have taken what was there a moment ago
+                idle = self._idle()
+                if not hope or not idle:
+                    raise
+                self._forget(idle[0], name)
 
-    def _make_room(self, name: str, needed: int) -> None:
-        """Unload idle models until another one fits; none, if all of them would not be enough."""
+    def _make_room(self, name: str, needed: int) -> bool:
+        """Unload idle models until another one fits; none, if all of them could not be enough: then say so."""
         idle = self._idle()
-        if not has_room(needed - sum(_held_bytes(one) for one in idle)):
-            return
+        if not has_room(needed - MOST_OF_PACKAGE * sum(map(_held_bytes, idle))):
+            return False
         while idle and not has_room(needed):
-            log.info("unloading %s, to make room for %s", idle[0].name, name)
-            self.unload(idle.pop(0).name)
+            self._forget(idle.pop(0), name)
+        return True
+
+    def _forget(self, idle: Loaded, name: str) -> None:
+        # Not `unload`: a model that was removed from the disk may be in memory still.
+        log.info("unloading %s, to make room for %s", idle.name, name)
+        self._loaded.pop(idle.name).release()
 
     def _idle(self) -> list[Loaded]:
         """Models that may make room, the one that was asked for longest ago first."""
@@ -349,7 +364,7 @@ class ModelHost:
 
 
 def _held_bytes(loaded: Loaded) -> int:
-    """Memory that comes back, at least, when a model is unloaded that nobody uses."""
+    """Bytes of a model's package, and of what it keeps of prompts."""
     return loaded.session.model.size_bytes + loaded.session.prefixes.held.size_bytes
 
 

@@ -58,15 +58,28 @@ class LlamaServer:
         program: the path of llama-server.
         model: a GGUF.
         slots: requests that it computes side by side.
+        threads: that compute.
     Raises:
         SideFailed: it cannot be started, or is not ready in time.
     """
 
-    def __init__(self, program: Path, model: Path, slots: int = SLOTS) -> None:
+    def __init__(self, program: Path, model: Path, slots: int = SLOTS, threads: int = 2) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="skerry-bench-")
         self._socket = Path(self._folder.name) / "llama.sock"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the child
-        command = [program, "-m", model, "--host", self._socket, "-np", slots, "-c", slots * CONTEXT, "--threads", 2]
+        command = [
+            program,
+            "-m",
+            model,
+            "--host",
+            self._socket,
+            "-np",
+            slots,
+            "-c",
+            slots * CONTEXT,
+            "--threads",
+            threads,
+        ]
         try:
             self._process = subprocess.Popen(
                 [*map(str, command), "--poll", "0", "--no-webui", "--offline"],

@@ -6,6 +6,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from bench.targets import times
 from bench.workload import (
     SCHEMA,
     Done,
@@ -117,7 +118,7 @@ def found(ours_s: float = 30.0, peer_s: float = 60.0, firsts: tuple[float, float
     done = [(task, Done(json.dumps({**task.wanted, "summary": "It was changed."}), 3.0, 90))]
 
     def measured() -> dict[str, Measured]:
-        return {"Skerry q4x": Measured([ours_s / 60], done), "llama-server Q8_0": Measured([peer_s / 60], done)}
+        return {"Skerry q4x": Measured([ours_s / 60] * 3, done), "llama-server Q8_0": Measured([peer_s / 60] * 3, done)}
 
     return Found({1: measured(), 8: measured()}, {"Skerry q4x": [firsts], "llama-server Q8_0": [(6.0, 1.0)]}, 10)
 
@@ -146,6 +147,20 @@ def test_the_work_is_judged_by_documents_a_minute() -> None:
         ("first token, warm", False),
     ]
     assert slower[0].against == "llama-server Q8_0: 16.7 to 10.0 documents a minute"
+
+
+def test_few_rounds_of_work_are_not_judged() -> None:
+    """A machine is busy now and then; two rounds cannot tell."""
+    few = found()
+    for servers in few.answered.values():
+        for one in servers.values():
+            one.minutes.pop()
+    assert [v.met for v in few.verdicts()] == [None, None, True]
+
+
+def test_a_ratio_is_never_rounded_up_to_its_target() -> None:
+    """What is missed does not look as if it were met."""
+    assert (times(1.996), times(2.0), times(1.1004, least=False)) == ("1.99x", "2.00x", "1.11x")
 
 
 def test_a_base_model_is_asked_in_plain_text() -> None:

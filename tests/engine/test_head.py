@@ -9,7 +9,7 @@ import pytest
 
 from appliance.decoding.grammar import Constraint, Vocabulary, compile_grammar
 from appliance.decoding.sampling import SamplingParams
-from appliance.engine.forward import Forward
+from appliance.engine.forward import Forward, compute
 from appliance.engine.generate import Token, generate
 from appliance.engine.head import Head
 from appliance.engine.session import Session, Wanted
@@ -91,6 +91,27 @@ def test_a_broken_head_is_an_error(session: Session, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Head, "logits", lambda _self, _hidden, ids: np.full(len(ids), np.nan, np.float32))
     with pytest.raises(InternalError, match="2 of 2 logits are not finite"):
         session.forward_together([Wanted(session.new_cache(128), np.array([5]), np.array([0]), np.array([1, 2]))])
+
+
+def test_a_broken_row_is_its_own_answers_only(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others of the pass are computed again, alone, and have what they would have had."""
+    whole, ids, tokens, last = Head.logits, np.array([1, 2]), np.array([7]), np.array([0])
+    healthy, sick, alone = (session.new_cache(128) for _ in range(3))
+    for cache in (healthy, sick, alone):
+        session.forward(cache, PROMPT)
+    broken = np.array([3, 4])
+    monkeypatch.setattr(
+        Head, "logits", lambda head, hidden, i: whole(head, hidden, i) + (np.nan if i is broken else np.float32(0))
+    )
+    one = Forward(session, healthy, tokens, last, ids=ids)
+    other = Forward(session, sick, tokens, last, ids=broken)
+    compute([one, other])
+    found = one.logits.copy()
+    assert healthy.length == len(PROMPT) + 1
+    (expected,) = session.forward_together([Wanted(alone, tokens, last, ids)])
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(InternalError):
+        other.finish()
 
 
 # --- in an answer -----------------------------------------------------------------------------------------------------

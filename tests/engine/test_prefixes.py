@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from appliance.decoding.sampling import SamplingParams
-from appliance.engine import memory
+from appliance.engine import memory, prefixes
 from appliance.engine.cache import Cache
 from appliance.engine.forward import Forward, compute
 from appliance.engine.generate import Prefilled, Token, generate, prefill, warm
@@ -232,13 +232,25 @@ def test_pages_go_before_an_answer_is_refused(session: Session, monkeypatch: pyt
 def test_nothing_is_kept_where_memory_is_short(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """A beginning that may be asked for again is not worth what an answer may need."""
     cache = session.new_cache(1024)
-    part = session.cache_bytes(PART)
-    free = [part, part, part - 1]
-    monkeypatch.setattr(memory, "free_bytes", lambda: free.pop(0))
-    for _ in steps_of(session, cache, PROMPT[: 3 * PART + 1]):
-        pass
-    assert session.prefixes.held.parts == 2
-    assert free == []
+    monkeypatch.setattr(memory, "free_bytes", lambda: part_bytes(session) - 1)
+    steps_of(session, cache, PROMPT[: 2 * PART + 1])
+    assert session.prefixes.held.parts == 0
+
+
+def test_what_is_new_takes_the_place_of_what_is_old(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory is short what is kept does not freeze; a branch still never stays without its trunk."""
+    room = 2 * part_bytes(session)
+    monkeypatch.setattr(prefixes, "has_room", lambda size: size <= room - session.prefixes.held.size_bytes)
+    old, new = PROMPT[: 2 * PART + 1], rng.integers(3, 300, 2 * PART + 1)
+    filled(session, old)
+    assert filled(session, old)[1] == 2 * PART
+    filled(session, new)
+    assert session.prefixes.held.size_bytes == 2 * part_bytes(session)
+    assert filled(session, new)[1] == 2 * PART
+    assert filled(session, old)[1] == 0
+    longer = rng.integers(3, 300, 3 * PART + 1)
+    filled(session, longer)
+    assert filled(session, longer)[1] == PART
 
 
 def test_the_first_step_says_what_was_restored(session: Session) -> None:

@@ -12,10 +12,11 @@ from appliance.engine.cache import Cache
 from appliance.engine.generate import Token, generate
 from appliance.engine.prefixes import PART
 from appliance.engine.session import Session
-from appliance.errors import CardMismatch, ContextTooLong, DigestMismatch, OutOfMemory
+from appliance.errors import CardMismatch, ContextTooLong, DigestMismatch, InternalError, OutOfMemory
 from appliance.models.package import DATA_FILE, VerifiedModel
 from tests.fakes import built_models
 from tests.fakes.built_models import BuiltModel
+from tests.fakes.scripted import RuledSession
 
 TOKENS = np.array([5, 17, 90, 33, 250, 7, 7, 120, 64, 201, 15, 88], np.int64)
 
@@ -232,3 +233,10 @@ def test_addresses_that_are_not_there_are_refused_in_words(built: BuiltModel, mo
         with pytest.raises(OutOfMemory, match=r"cannot reserve \d+ MiB of addresses") as refused:
             Session(model, 1)
     assert "limits.running" in (refused.value.hint or "")
+
+
+def test_a_whole_row_with_a_logit_that_is_none_is_refused() -> None:
+    """Minus infinity stands for what was not computed; from the model itself it is a defect."""
+    session = RuledSession(lambda seen: {5: -np.inf, 7: 9.0}, 300)
+    with pytest.raises(InternalError, match="1 of 300 logits are not finite"):
+        list(generate(session, np.array([1, 2]), SamplingParams(temperature=0), max_tokens=3))  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from appliance.errors import OutOfMemory
+from appliance.errors import ModelNotFound, OutOfMemory
 from appliance.inferenced.models import Loaded, ModelHost
 from appliance.models.store import Store
 
@@ -23,6 +23,7 @@ class Box:
         self.host, self.room, self.open = ModelHost(tmp_path / "models", tmp_path / "keys", 1), room, list[str]()
         monkeypatch.setattr(Store, "path", lambda store, name: store.root / name)
         self.verified: list[str] = []
+        self.sizes = dict.fromkeys(NAMES, 1)
         monkeypatch.setattr(self.host, "_verify", self._verify)
         monkeypatch.setattr(self.host, "_load", self._load)
         monkeypatch.setattr(self.host, "describe", lambda name: {})
@@ -30,7 +31,7 @@ class Box:
 
     def _verify(self, name: str) -> Any:
         self.verified.append(name)
-        return SimpleNamespace(size_bytes=1)
+        return SimpleNamespace(size_bytes=self.sizes[name])
 
     def _load(self, name: str, model: Any, _started: float) -> Loaded:
         if len(self.open) >= self.room:
@@ -104,10 +105,36 @@ def test_none_goes_in_vain(box: Box) -> None:
     """If all that may go is not enough, the error is the one of memory, and they stay."""
     box.get("a")
     box.get("b")
-    box.room = 0
+    box.sizes["c"] = 5
     with pytest.raises(OutOfMemory):
         box.get("c")
     assert box.open == ["a", "b"]
+
+
+def test_a_model_that_was_removed_from_the_disk_makes_room_too(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in memory all the same."""
+    box.get("a")
+    box.get("b")
+    gone = ModelNotFound("cannot find model 'a': it is not installed")
+
+    def path(store: Store, name: str) -> Any:
+        if name == "a":
+            raise gone
+        return store.root / name
+
+    monkeypatch.setattr(Store, "path", path)
+    box.get("c")
+    assert box.open == ["b", "c"]
+
+
+def test_what_others_take_meanwhile_is_made_up_for(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There was room when it was looked at, and none when the model was loaded: one more goes."""
+    box.get("a")
+    box.get("b")
+    monkeypatch.setattr("appliance.inferenced.models.has_room", lambda size: True)
+    box.get("c")
+    assert box.open == ["b", "c"]
+    assert box.verified == ["a", "b", "c", "c"]
 
 
 def test_a_model_whose_request_is_prepared_stays(box: Box) -> None:
