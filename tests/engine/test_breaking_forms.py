@@ -202,3 +202,31 @@ def test_what_the_form_leaves_no_choice_about_is_no_loop(mode: str, streamed: bo
     session = says([*encode(text), END])
     said, last, breaks, _ = run(session, Constraint("json_schema", json.dumps(schema)), breaker=mode, streamed=streamed)
     assert (said, last.finish_reason, breaks) == (text, "stop", [])
+
+
+# --- guesses ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("form", "script"),
+    [
+        (copies(1, 40), ""),
+        (copies(14, 40), ""),
+        (Constraint("json_object"), '{"a": "'),
+        (Constraint("lark", r"start: /(.|\n)*/"), LETTER),
+    ],
+    ids=["resampled", "completed", "JSON", "begun anew"],
+)
+def test_a_loop_that_was_guessed_is_broken_as_one_that_was_not(form: Constraint, script: str) -> None:
+    """A loop is what guesses are best at: some of it lies in the cache already when it is found."""
+    plain = run(says(encode(script)), form, max_tokens=400)
+    session = says(encode(script))
+    session.draft_tokens = 12
+    guessed = run(session, form, max_tokens=400)
+    assert guessed[0] == plain[0]
+    assert [(done.rung, done.length, done.replacement) for done in guessed[2]] == [
+        (done.rung, done.length, done.replacement) for done in plain[2]
+    ]
+    assert guessed[1].usage
+    assert guessed[1].usage.guessed_tokens
+    assert plain[2], "there is a loop"
