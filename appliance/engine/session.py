@@ -39,7 +39,7 @@ from appliance.errors import CardMismatch, ContextTooLong, InternalError, OutOfM
 from appliance.models.card import Card
 from appliance.models.onnx_external import ExternalTensor, initializers
 from appliance.models.package import DATA_FILE, MODEL_FILE, VerifiedModel
-from appliance.system.host import return_memory, usable_cpus
+from appliance.system.host import cpu_flags, return_memory, usable_cpus
 
 CACHE_GRAIN = 128
 """Caches are promised memory in steps of this many tokens."""
@@ -50,7 +50,9 @@ SLOTS = 8
 FOUR_BITS = 4
 """onnxruntime's kernel for so many adds in another order for one row than for several, and takes as long for two rows
 as for one. So a token that is alone in its pass is computed twice: its logits are then those that it has with others.
-(Measured on processors with AVX2.)"""
+That was measured on processors with AVX2 and without VNNI, and is done only there."""
+VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+"""Names of the instructions that multiply 8-bit numbers; the kernels for them are others."""
 
 _INPUTS = {"input_ids", "query_seqlens", "seqlens_k", "total_sequence_length", "padded_rows", "flat_rows"}
 _INPUTS |= {"logit_rows", "hidden_rows"}
@@ -112,7 +114,7 @@ class Session:
         kept = self._convolutions.shapes if self._convolutions else {}
         self._arena = Arena(shapes | kept, slots, model.card.context_length)
         self._bindings: dict[tuple[int, int], Any] = {}
-        self._in_pairs = model.card.quantization.bits == FOUR_BITS
+        self._in_pairs = _computes_in_pairs(model.card)
         self._vocabulary_size = model.card.vocabulary_size
         self._hidden_size = next(int(o.shape[-1]) for o in self._session.get_outputs() if o.name == "hidden")
         self._step_logits = np.zeros((slots, self._vocabulary_size), np.float32)
@@ -298,6 +300,12 @@ def _lay_out(wanted: Sequence[Wanted]) -> tuple[int, int, list[Span], dict[str, 
         "hidden_rows": np.concatenate([_NO_ROWS, *(rows for rows, whole in asked if not whole)]),
     }
     return first, end, spans, inputs
+
+
+def _computes_in_pairs(card: Card) -> bool:
+    """Whether a token that is alone in its pass is computed twice, see FOUR_BITS."""
+    flags = cpu_flags()
+    return card.quantization.bits == FOUR_BITS and "avx2" in flags and not flags & VNNI
 
 
 def _twice(inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from appliance.engine import session as sessions
 from appliance.engine.cache import Cache, promised_bytes
 from appliance.engine.forward import Forward, compute
-from appliance.engine.session import Session, Wanted
+from appliance.engine.session import VNNI, Session, Wanted
 from appliance.errors import ContextTooLong
+from appliance.system.host import cpu_flags
 from tests.fakes import built_models, tiny_gguf
 
 rng = np.random.default_rng(11)
@@ -131,7 +133,7 @@ def test_single_tokens_and_guesses_go_apart(session: Session, monkeypatch: pytes
 @pytest.mark.parametrize("scheme", ["q8", "q4x"])
 def test_smollm2_together_is_alone(scheme: str) -> None:
     """The real weights, whose rounding of activations would show any difference; to the bit on these processors."""
-    if "avx512_vnni" in Path("/proc/cpuinfo").read_text():
+    if cpu_flags() & VNNI:
         pytest.skip("not run: bit-identity of batches was never seen on a processor with VNNI")
     with Session(built_models.smollm2(scheme).open(), 2) as session:
         prompts = [rng.integers(100, 40_000, n) for n in (40, 130, 90, 7)]
@@ -148,6 +150,33 @@ def test_smollm2_together_is_alone(scheme: str) -> None:
             for a, b in zip(alone, together, strict=True):
                 np.testing.assert_array_equal(a, b)
         assert all(np.abs(a - b).max() > 1 for a, b in pairwise(alone))  # they are different sequences
+
+
+@pytest.mark.parametrize(
+    ("scheme", "flags", "rows"),
+    [
+        ("q4x", {"avx2"}, 2),
+        ("q4x", {"avx2", "avx512_vnni"}, 1),
+        ("q4x", {"avx2", "avx_vnni"}, 1),
+        ("q4x", set(), 1),
+        ("q8", {"avx2"}, 1),
+    ],
+)
+def test_a_token_alone_is_computed_twice_where_that_was_measured(
+    scheme: str, flags: set[str], rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 4 bits, on a processor with AVX2 and without VNNI; elsewhere nobody knows that it costs nothing."""
+    calls, twice = list[int](), sessions._twice
+    monkeypatch.setattr(sessions, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(sessions, "_twice", lambda inputs: calls.append(len(inputs["input_ids"])) or twice(inputs))
+    with Session(tiny_gguf.built(tmp_path / "box", "llama", scheme).open(), 1) as session:
+        one, other = session.new_cache(64), session.new_cache(64)
+        session.forward(one, np.array([3, 4]))
+        session.forward_together([Wanted(cache, np.array([5]), LAST) for cache in (one, other)])
+        assert calls == []
+        session.forward(one, np.array([6]))
+        assert calls == [1] * (rows - 1)
+        assert (one.length, other.length) == (4, 1)
 
 
 def test_a_defect_in_a_pass_is_nobodys_but_its_own(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
