@@ -10,13 +10,13 @@ from tests.fakes.box import Box, running
 from tests.fakes.built_models import smollm2
 
 WORDS = "The nurses of the ward are:\n\n" + "Emily Carter, Ward 3\nJohn Smith, Ward 3\n" * 5
-"""A text that any model goes on with in the same way, for ever."""
+"""A text with which this model, in 8 bits, goes on in the same way for ever."""
 
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     folder = tmp_path_factory.mktemp("breaks") / "b"
-    smollm2().copy_to(folder)
+    smollm2("q8").copy_to(folder)
     with running(folder, preferences=Preferences(enabled=True)) as box:
         yield box
         assert box.process.poll() is None
@@ -37,9 +37,9 @@ def test_a_broken_loop_is_told_of_everywhere(box: Box) -> None:
     assert choice["loop"]["stopped"] == (choice["finish_reason"] == "loop")  # type: ignore[index]
     counted = box.get("/metrics").body.decode()
     kind = breaks[0]["kind"]
-    assert f'skerry_loops_total{{kind="{kind}",model="smollm2-135m-instruct-q4x",rung="restart"}} 1.0' in counted
+    assert f'skerry_loops_total{{kind="{kind}",model="smollm2-135m-instruct-q8",rung="restart"}} 1.0' in counted
     log = box.log.read_text()
-    assert "loop in an answer of smollm2-135m-instruct-q4x" in log
+    assert "loop in an answer of smollm2-135m-instruct-q8" in log
     assert not {"nurses", "Emily", "Carter", "Ward"} & set(log.replace(",", " ").split())
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -151,10 +152,11 @@ def test_shortage_of_memory_is_not_remembered(host: Host, monkeypatch: pytest.Mo
     """What may be otherwise a moment later is tried again."""
     tried = []
 
-    def short(name: str) -> object:
+    def short(*_: object) -> object:
         tried.append(threading.get_ident())
         raise OutOfMemory("cannot load tiny: no memory")
 
+    monkeypatch.setattr(host.host, "_verify", lambda name: SimpleNamespace(size_bytes=1))
     monkeypatch.setattr(host.host, "_load", short)
     for _ in range(3):
         with pytest.raises(OutOfMemory):
