@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
+
+settings.register_profile("skerry", deadline=None)  # how long a case takes says how busy the machine is
+settings.load_profile("skerry")
 
 MACHINES = ("tests/provision/", "tests/images/", "tests/hosts/", "tests/kit/test_box.py")
 """Tests that share machines which take long to make."""
