@@ -1,8 +1,12 @@
 """Hours of mixed work on one daemon, and what memory it takes: `python -m bench.soak --minutes 120`.
 
-Callers ask for JSON, stream and hang up in the middle, ask for long answers, send what is refused, and every few
-minutes the model is taken out of memory and loaded again. A line a minute: answers, hang-ups, errors, resident memory,
-open files, threads. At the end the memory of the second half is set against that of the first: a leak is a slope.
+Callers ask for JSON, stream and hang up in the middle, ask for long answers, and send what is refused. Every few
+minutes the model is taken out of memory in the middle of that and loaded again by the next request; and every few
+minutes after that the callers wait, the model goes, and the daemon's memory is read at rest. A line a minute: answers,
+hang-ups, errors, resident memory, open files, threads.
+
+At the end the memory at rest of the second half is set against that of the first: a leak is a slope. While callers ask,
+memory follows the work: how many answers there are, how long they are, and whether an unloaded model still answers.
 
 What this does NOT show: another model than the recipe's, or the audit record.
 """
@@ -10,11 +14,12 @@ What this does NOT show: another model than the recipe's, or the audit record.
 import argparse
 import collections
 import contextlib
+import itertools
 import random
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -27,8 +32,13 @@ from bench.pipe import ROOT
 from bench.workload import MODELS, SCHEMA, daemon, documents, messages
 
 RELOAD_S = 300.0
+"""From one unload to the next; every second one is at rest."""
+REST_S = 5.0
+"""Of quiet before the memory is read."""
+ENOUGH = 4
+"""Times that the memory at rest must be read to tell anything."""
 LEAK = 0.05
-"""How much more memory the second half may take than the first."""
+"""How much more memory the second half may take at rest than the first."""
 
 
 class Soak:
@@ -37,6 +47,9 @@ class Soak:
     def __init__(self, socket: Path, model: str) -> None:
         self.counts: collections.Counter[str] = collections.Counter()
         self.ended = threading.Event()
+        self.at_rest: list[int] = []
+        self._going_on = threading.Event()
+        self._going_on.set()
         self._socket, self._model = socket, model
 
     def callers(self) -> list[Callable[[Client, random.Random], None]]:
@@ -48,19 +61,41 @@ class Soak:
         rng = random.Random(f"soak {seed}")  # noqa: S311  varies the work
         with Client(self._socket) as client:
             while not self.ended.is_set():
+                self._going_on.wait()
                 try:
                     ask(client, rng)
                 except SkerryError as e:
                     self.counts[e.kind] += 1
                     self.ended.wait(0.2)
 
-    def reload(self) -> None:
-        """Take the model out of memory now and then; the next request loads it."""
+    def reload(self, pid: int) -> None:
+        """Take the model out of memory now and then; the next request loads it.
+
+        Args:
+            pid: of the daemon, whose memory is read at rest.
+        """
         with Client(self._socket) as client:
-            while not self.ended.wait(RELOAD_S):
+            for number in itertools.count(1):
+                if self.ended.wait(RELOAD_S):
+                    return
                 with contextlib.suppress(SkerryError):
-                    client.unload(self._model)
+                    if number % 2:
+                        client.unload(self._model)
+                    else:
+                        self.at_rest.append(self._rest(client, pid))
                     self.counts["unloads"] += 1
+
+    def _rest(self, client: Client, pid: int) -> int:
+        """Have the callers wait until nothing is asked, unload the model, and read the memory; in bytes."""
+        self._going_on.clear()
+        try:
+            while (status := client.status()).requests.running or status.requests.queued:
+                time.sleep(0.5)
+            client.unload(self._model)
+            time.sleep(REST_S)
+            return state(pid)[0]
+        finally:
+            self._going_on.set()
 
     def _json(self, client: Client, rng: random.Random) -> None:
         (task,) = documents(rng.randrange(1 << 30), 1)
@@ -104,10 +139,26 @@ def main() -> int:
     recipe = recipes.load(ROOT / "models" / f"{MODELS[0]}.yaml")
     form = our_forms(recipe, [], work, Path(sys.executable), accept_licence=False, progress=lambda *_: None)[0]
     with daemon(form, options.threads) as (process, socket):
-        resident = _soak(Soak(socket, Path(form.arguments["path"]).name), process.pid, options.minutes)
-    half = len(resident) // 2
-    first, second = median(resident[1:half] or resident), median(resident[half:])
-    print(f"resident, medians: first half {first / 1e6:.0f} MB, second half {second / 1e6:.0f} MB")
+        soak = Soak(socket, Path(form.arguments["path"]).name)
+        busy = _soak(soak, process.pid, options.minutes)
+    for what, sizes in (("busy", busy), ("at rest", soak.at_rest)):
+        first, second = halves(sizes)
+        print(f"resident, {what}, medians: first half {first / 1e6:.0f} MB, second half {second / 1e6:.0f} MB")
+    return judge(soak.at_rest)
+
+
+def halves(sizes: Sequence[int]) -> tuple[float, float]:
+    """Medians of the first and of the second half; zeros where there is nothing."""
+    half = len(sizes) // 2
+    return median(sizes[:half] or [0]), median(sizes[half:] or [0])
+
+
+def judge(at_rest: Sequence[int]) -> int:
+    """Say whether memory at rest grows; the exit code."""
+    if len(at_rest) < ENOUGH:
+        print(f"not judged: read {len(at_rest)} times at rest, expected at least {ENOUGH}")
+        return 0
+    first, second = halves(at_rest)
     flat = second <= first * (1 + LEAK)
     print("flat" if flat else f"GROWS: more than {LEAK:.0%}")
     return 0 if flat else 1
@@ -117,7 +168,7 @@ def _soak(soak: Soak, pid: int, minutes: int) -> list[int]:
     threads = [
         threading.Thread(target=soak.run, args=(ask, number), daemon=True) for number, ask in enumerate(soak.callers())
     ]
-    threads.append(threading.Thread(target=soak.reload, daemon=True))
+    threads.append(threading.Thread(target=soak.reload, args=(pid,), daemon=True))
     for thread in threads:
         thread.start()
     resident = []
@@ -126,7 +177,8 @@ def _soak(soak: Soak, pid: int, minutes: int) -> list[int]:
         size, files, number = state(pid)
         resident.append(size)
         said = ", ".join(f"{count} {what}" for what, count in sorted(soak.counts.items()))
-        print(f"{minute} min: {size / 1e6:.0f} MB, {files} files, {number} threads; {said}", flush=True)
+        rest = f", {soak.at_rest[-1] / 1e6:.0f} MB at rest" if soak.at_rest else ""
+        print(f"{minute} min: {size / 1e6:.0f} MB{rest}, {files} files, {number} threads; {said}", flush=True)
     soak.ended.set()
     for thread in threads:
         thread.join(120)
