@@ -248,7 +248,7 @@ class _Answer:
         tokens = np.concatenate([self._buffer[cached : self._end], np.array(self._guess, np.int64)])
         rows = np.arange(self._certain - cached - 1, len(tokens))
         # What is drawn after a break is told with its rivals, so all of them are needed then.
-        alone = self._grammar is not None and len(rows) == 1 and self._most_ids and not recovering
+        alone = len(rows) == 1 and self._most_ids and not recovering
         ids = self._grammar.few(self._most_ids) if alone and self._grammar else None
         return Forward(self._session, self._cache, tokens, rows, ids=ids)
 

@@ -101,14 +101,9 @@ class Prefixes:
         Args:
             max_bytes: of all that is kept; 0 keeps nothing.
         """
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._kept: collections.OrderedDict[tuple[str, bytes], list[NDArray[np.float32]]] = collections.OrderedDict()
         self._size = self._evicted = 0
-
-    @property
-    def max_bytes(self) -> int:
-        """Of all that is kept."""
-        return self._max_bytes
 
     @property
     def held(self) -> Held:
@@ -142,20 +137,20 @@ class Prefixes:
             parts: all of the prompt's.
             owner: who may find it.
         """
-        if not self._max_bytes:
+        if not self.max_bytes:
             return
         done = [part for part in parts if part.end <= cache.length]
         *before, last = done
         if any(self._key(part, owner) not in self._kept for part in before) or self._key(last, owner) in self._kept:
             return
         needed = cache.bytes_of(last.end - last.start)
-        if cache.bytes_of(last.end) > self._max_bytes or not self._make_room(needed, before, owner):
+        if cache.bytes_of(last.end) > self.max_bytes or not self._make_room(needed, before, owner):
             return
         kept = cache.read(last.start, last.end)
         self._kept[owner, last.digest] = kept
         self._size += _size(kept)
         self._touch(done, owner)
-        self.shrink(self._max_bytes)
+        self.shrink(self.max_bytes)
 
     def _make_room(self, needed: int, before: Sequence[Part], owner: str) -> bool:
         """Where memory is short, what is new takes the place of what was asked for longest ago, if that is enough."""

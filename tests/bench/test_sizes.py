@@ -1,12 +1,10 @@
 """The shapes of noise are those of the published models."""
 
-import os
 from math import prod
 
 import pytest
 
 from appliance.forge import recipe as recipes
-from bench import soak
 from bench.pipe import ROOT
 from bench.sizes import CONFIGS, tensors
 
@@ -16,12 +14,3 @@ def test_parameters_are_as_many_as_published(name: str, parameters: int) -> None
     """By the model cards; each has a recipe that builds it."""
     assert sum(prod(shape) for shape in tensors(name).values()) == parameters
     assert recipes.load(ROOT / "models" / f"{name}.yaml").architecture == CONFIGS[name]["model_type"]
-
-
-def test_state_of_a_process_is_read() -> None:
-    """Of this one: some memory, its standard streams, a thread."""
-
-    resident, files, threads = soak.state(os.getpid())
-    assert resident > 1 << 20
-    assert files >= 3
-    assert threads >= 1

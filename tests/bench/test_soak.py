@@ -1,8 +1,10 @@
 """What a soak makes of the memory that it saw."""
 
+import os
+
 import pytest
 
-from bench.soak import halves, judge
+from bench.soak import halves, judge, state
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,11 @@ def test_halves() -> None:
     """Medians, so that one odd figure is none; nothing is zero."""
     assert halves([1, 2, 100, 5, 6, 7]) == (2, 6)
     assert halves([]) == (0, 0)
+
+
+def test_state_of_a_process_is_read() -> None:
+    """Of this one: some memory, its standard streams, a thread."""
+    resident, files, threads = state(os.getpid())
+    assert resident > 1 << 20
+    assert files >= 3
+    assert threads >= 1

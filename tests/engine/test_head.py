@@ -1,6 +1,5 @@
 """Logits of a few tokens are those that the whole head gives for them."""
 
-import itertools
 import json
 from collections.abc import Iterator
 
@@ -14,22 +13,12 @@ from appliance.engine.generate import Token, generate
 from appliance.engine.head import Head
 from appliance.engine.session import Session, Wanted
 from appliance.errors import InternalError
-from tests.fakes import built_models, tiny_gguf
+from tests.fakes import built_models
 
 rng = np.random.default_rng(5)
 PROMPT = rng.integers(3, 300, 40)
-SCHEMES = ("f32", "q8", "q4x")
 CLOSE = {"f32": 1e-4, "q8": 0.3, "q4x": 0.3}
 """How far logits may be apart: with 8 bits the graph's own head rounds activations, and this one does not."""
-
-
-@pytest.fixture(scope="module", params=itertools.product(built_models.ARCHITECTURES, SCHEMES), ids="-".join)
-def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    architecture, scheme = request.param
-    make = tiny_gguf.built if scheme == "q4x" else built_models.tiny
-    built = make(tmp_path_factory.mktemp("tiny") / "box", architecture, scheme)
-    with Session(built.open(), 1, slots=16) as session:
-        yield session
 
 
 def few_and_all(session: Session, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

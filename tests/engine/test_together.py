@@ -1,8 +1,6 @@
 """Several sequences in one pass: each has the logits that it has alone."""
 
-import itertools
 import threading
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,17 +28,6 @@ PASSES = [
     ("guesses, some left out", (0, 5, 0, 2, 0)),
     ("a part of a prompt and guesses", (2, 64, 5, 0, 3)),
 ]
-
-
-@pytest.fixture(
-    scope="module", params=itertools.product(built_models.ARCHITECTURES, ("f32", "q8", "q4x")), ids="-".join
-)
-def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    architecture, scheme = request.param
-    make = tiny_gguf.built if scheme == "q4x" else built_models.tiny
-    built = make(tmp_path_factory.mktemp("tiny") / "box", architecture, scheme)
-    with Session(built.open(), 1, slots=16) as session:
-        yield session
 
 
 def filled(session: Session) -> list[Cache]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from msgspec.structs import replace
 
 from appliance.agent.installed import InstalledTasks
 from appliance.agent.task import load_task
@@ -268,13 +267,13 @@ SYSTEM = "Say what the report is about, in the words of the report and in no oth
 MINE = PLACE.replace("Extract the place.", SYSTEM).replace("MAX", "200") + "model: tiny-llama-q8\n"
 
 
-def daemon_with(folder: Path, tasks: dict[str, str], **changes: Any) -> Daemon:
+def daemon_with(folder: Path, tasks: dict[str, str]) -> Daemon:
     """A daemon's parts without its socket."""
     built_models.tiny(folder, context_length=1024)
     (folder / "tasks").mkdir()
     for name, text in tasks.items():
         (folder / "tasks" / f"{name}.yaml").write_text(text.replace("name: place", f"name: {name}"))
-    return Daemon(replace(Config.default(folder), **changes))
+    return Daemon(Config.default(folder))
 
 
 async def held(loaded: Loaded) -> int:
