@@ -29,6 +29,7 @@ from appliance.forge.graph import Graph
 from appliance.forge.layers import Layers
 from appliance.forge.quantize import BITS, DESCRIPTIONS, SCHEMES, Scheme
 from appliance.forge.recipe import Recipe
+from appliance.forge.smooth import smooth
 from appliance.forge.tokenizer import make_tokenizer
 from appliance.forge.weights import BLOCK, Weights, open_weights
 from appliance.models import card as cards
@@ -174,7 +175,8 @@ def write_package(material: Material, scheme: Scheme, directory: Path, progress:
             )
     directory.mkdir(parents=True)
     with Graph(directory) as graph:
-        layers = Layers(graph, material.weights, scheme, material.recipe.context_length, progress)
+        weights = smooth(material.weights, portion(progress, 0.0, 0.5)) if scheme == "w8a8" else material.weights
+        layers = Layers(graph, weights, scheme, material.recipe.context_length, progress)
         ARCHITECTURES[h.architecture].write(layers)
     if scheme == "q4x" and not layers.exact:
         raise BuildError(
@@ -293,7 +295,7 @@ def _card(material: Material, scheme: Scheme, name: str) -> cards.Card:
         quantization=cards.Quantization(
             scheme=scheme,
             bits=BITS[scheme],
-            block_size=0 if scheme == "f32" else BLOCK,
+            block_size=0 if scheme in ("f32", "w8a8") else BLOCK,
             description=DESCRIPTIONS[scheme],
         ),
         context_length=recipe.context_length,

@@ -34,7 +34,7 @@ import numpy as np
 
 from appliance.files import Progress, no_progress
 from appliance.forge.graph import MS, Graph, floats, ints
-from appliance.forge.quantize import BITS, Quantized, Scheme, exact_4, keeps_4, quantize
+from appliance.forge.quantize import BITS, MIDDLE, Quantized, Scheme, exact_4, keeps_4, quantize, quantize_outputs
 from appliance.forge.weights import BLOCK, Affine4, Hyperparameters, Weights
 
 _ACCURACY_INT8 = 4  # MatMulNBits: activations rounded to 8 bits a block; level 0 is many times slower
@@ -59,6 +59,7 @@ class Layers:
         self._progress = progress
         self._written: set[str] = set()
         self._summed: dict[str, str] = {}
+        self._rounded: dict[str, tuple[str, str]] = {}
         self.exact = 0  # matrices that were taken as the source's own 4-bit numbers
         self._vocabulary = weights.shapes["token_embd.weight"][0]
 
@@ -101,8 +102,14 @@ class Layers:
             self._matmul(rows, name, (self._vocabulary, hidden), "q8", output="logits")
         g.save(self._inputs(), self._outputs())
 
-    def linear(self, x: str, *names: str) -> str:
-        """Multiply by one matrix, or by several that read the same input: their outputs stand side by side."""
+    def linear(self, x: str, *names: str, in_blocks: bool = False) -> str:
+        """Multiply by one matrix, or by several that read the same input: their outputs stand side by side.
+
+        Args:
+            x: [tokens, inputs].
+            names: of the matrices.
+            in_blocks: its inputs are too uneven for one scale a token: 8 bits in blocks where the scheme is w8a8.
+        """
         full = [f"{n}.weight" for n in names]
         joined = full[0] if len(full) == 1 else "+".join(names) + ".weight"
         outputs = sum(self.weights.shapes[n][0] for n in full)
@@ -113,8 +120,11 @@ class Layers:
             return self.graph.node("MatMul", [x, self.graph.constant(joined, matrix.T)])
         if self._scheme == "q4x":
             return self._exact_or_8_bits(x, joined, full)
-        self._store_quantized(joined, full, self._scheme)
-        return self._matmul(x, joined, (outputs, inputs), self._scheme)
+        if self._scheme == "w8a8" and not in_blocks:
+            return self._integers(x, joined, full)
+        blocks: Scheme = "q8" if self._scheme == "w8a8" else self._scheme
+        self._store_quantized(joined, full, blocks)
+        return self._matmul(x, joined, (outputs, inputs), blocks)
 
     def _exact_or_8_bits(self, x: str, joined: str, names: Sequence[str]) -> str:
         """Multiply by the source's own 4-bit numbers, or by 8 bits where it has none."""
@@ -142,6 +152,35 @@ class Layers:
             sums = g.node("ReduceSum", [g.node("Reshape", [x, apart]), within], keepdims=0)
             self._summed[x] = g.node("Concat", [x, sums], axis=-1)
         return self._summed[x]
+
+    def _integers(self, x: str, joined: str, names: Sequence[str]) -> str:
+        """Multiply inputs of 8 bits by weights of 8 bits: exact, in any order and whatever else is in the pass."""
+        g = self.graph
+        self._report(*names)
+        parts = [quantize_outputs(chunk) for name in names for chunk in self.weights.chunks(name)]
+        values = np.concatenate([values for values, _ in parts])
+        matrix = g.stream(f"{joined}.q", np.uint8, values.shape[::-1], [values.T])
+        scales = g.constant(f"{joined}.scale", np.concatenate([scales for _, scales in parts]))
+        rounded, largest = self._round_tokens(x)
+        step, middle = self._step(), self._middle()
+        y = g.node("MatMulIntegerToFloat", [rounded, matrix, step, scales, middle, middle], domain=MS)
+        return g.node("Mul", [y, largest])
+
+    def _round_tokens(self, x: str) -> tuple[str, str]:
+        """Round each token to 8 bits of its own largest value, once for all that read it: (integers, the largest)."""
+        if x not in self._rounded:
+            g = self.graph
+            largest = g.node("ReduceMax", [g.node("Abs", [x]), g.constant("axis.last", np.array([-1], np.int64))])
+            # A token of zeros becomes 0 / 0: whatever that is rounded to is multiplied by its largest value, 0.
+            fraction = g.node("Div", [x, largest])
+            self._rounded[x] = g.node("QuantizeLinear", [fraction, self._step(), self._middle()]), largest
+        return self._rounded[x]
+
+    def _step(self) -> str:
+        return self.graph.constant("integers.step", np.array(1 / (MIDDLE - 1), np.float32))
+
+    def _middle(self) -> str:
+        return self.graph.constant("integers.zero", np.array(MIDDLE, np.uint8))
 
     def norm(self, x: str, name: str) -> str:
         """RMS norm over the last axis."""
@@ -238,11 +277,19 @@ class Layers:
         )
         return g.node("Mul", [c, outputs[0]])
 
+    def gate_and_up(self, x: str, block: str) -> tuple[str, str]:
+        """Both projections of a gated network, from one product: [tokens, feed_forward] each."""
+        both = self.linear(x, block + "ffn_gate", block + "ffn_up")
+        names = [f"{both}.gate", f"{both}.up"]
+        gate, up = self.graph.node_with_outputs("Split", [both], names, axis=-1, num_outputs=2)
+        return gate, up
+
     def swiglu(self, x: str, block: str) -> str:
         """Feed forward through SwiGLU: [tokens, hidden]."""
         g = self.graph
-        gate = g.node("QuickGelu", [self.linear(x, block + "ffn_gate")], domain=MS, alpha=1.0)  # x * sigmoid(x): SiLU
-        product = g.node("Mul", [gate, self.linear(x, block + "ffn_up")])
+        gate, up = self.gate_and_up(x, block)
+        gate = g.node("QuickGelu", [gate], domain=MS, alpha=1.0)  # x * sigmoid(x): SiLU
+        product = g.node("Mul", [gate, up])
         return self.linear(product, block + "ffn_down")
 
     def stack(self, mix: Callable[[int, str], str]) -> None:

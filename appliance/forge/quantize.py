@@ -7,6 +7,7 @@ and, in the asymmetric form, one zero point:  w = (q - zero_point) * scale.
     q4   4 bits, asymmetric: q in 0..15 around a zero point of its own
     q4s  4 bits, symmetric: q in 0..15 around 8
     q4x  4 bits, asymmetric, as the source has them: no value is rounded anew
+    w8a8 8 bits, symmetric, one scale for a whole row; inputs are rounded to 8 bits too, one scale for a whole token
 
 **q4x.** Published 4-bit weights are scale * q + offset, with any offset; MatMulNBits knows scale * (q - zero point),
 with a whole number. What is left, offset + scale * zero point, is the same for a block of weights: its part of the
@@ -15,7 +16,11 @@ to the matrix, as more blocks of 4 bits. They are at most half a step, unless al
 side of zero, and rounding them to a fifteenth of that costs less than rounding the weights to 8 bits. A matrix with
 more than a few such blocks (`keeps_4`), or that the source holds in another form, gets 8 bits.
 
-What this does NOT do: look at activations (no calibration data is needed, and none can leak into a package).
+**w8a8.** An input of 8 bits times a weight of 8 bits is an integer, and so is their sum, whatever the order: the result
+of a token does not depend on what else is in the pass. One scale for all weights of an output and one for all inputs of
+a token can be multiplied afterwards. What makes them do: `smooth`. MatMulIntegerToFloat, which has no blocks, takes it.
+
+What this does NOT do: look at a text (no calibration data is needed, and none can leak into a package).
 
 Source: the operators' definitions in onnxruntime's contrib operator documentation, domain com.microsoft. The search for
 4-bit scales is the usual alternation of rounding and least squares.
@@ -29,21 +34,26 @@ from numpy.typing import NDArray
 
 from appliance.forge.weights import BLOCK, Affine4
 
-Scheme = Literal["f32", "q8", "q4", "q4s", "q4x"]
+Scheme = Literal["f32", "q8", "w8a8", "q4", "q4s", "q4x"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 DESCRIPTIONS: dict[Scheme, str] = {
     "f32": "float32, not quantized",
+    "w8a8": "8 bits, symmetric, one float32 scale for an output; inputs 8 bits, one scale for a token, smoothed; "
+    "embedding and head 8 bits, one float32 scale for 32 weights",
     "q8": "8 bits, symmetric, one float32 scale for 32 weights",
     "q4": "4 bits, asymmetric, one float32 scale and one zero point for 32 weights; embedding and head 8 bits",
     "q4s": "4 bits, symmetric, one float32 scale for 32 weights; embedding and head 8 bits",
     "q4x": "the source's own 4 bits with one float32 scale, one zero point and one correction for 32 weights; "
     "all that is not 4 bits in the source 8 bits",
 }
-BITS: dict[Scheme, int] = {"f32": 32, "q8": 8, "q4": 4, "q4s": 4, "q4x": 4}
+BITS: dict[Scheme, int] = {"f32": 32, "w8a8": 8, "q8": 8, "q4": 4, "q4s": 4, "q4x": 4}
 
 _TINY = np.float32(1e-8)  # the scale of a block of zeros: any positive number does, a zero would divide
 
 _FEW = 0.001
+
+MIDDLE = 128
+"""What stands for zero where 8 bits have no sign."""
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -86,6 +96,18 @@ def quantize(weights: Floats, scheme: Scheme) -> Quantized:
     raise ValueError(f"{scheme} does not quantize")
 
 
+def quantize_outputs(weights: Floats) -> tuple[Bytes, Floats]:
+    """Round each row of a matrix to 8 bits with one scale.
+
+    Args:
+        weights: float32, shape (rows, columns).
+    Returns:
+        uint8 in 1..255, shape (rows, columns), and float32, shape (rows,): w = (q - MIDDLE) * scale.
+    """
+    rounded = _symmetric_8(weights)
+    return rounded.packed, rounded.scales
+
+
 def keeps_4(source: Affine4) -> bool:
     """Whether `exact_4` is as close as 8 bits: hardly a block's zero point lies outside of what 4 bits can say."""
     zero = -source.offset / np.where(source.scale == 0, _TINY, source.scale)
@@ -121,7 +143,7 @@ def dequantize(quantized: Quantized, scheme: Scheme) -> Floats:
     rows, blocks, _ = quantized.packed.shape
     if scheme == "q8":
         q = quantized.packed.astype(np.float32)
-        zero: Floats = np.float32(128) * np.ones((rows, blocks), np.float32)
+        zero: Floats = np.float32(MIDDLE) * np.ones((rows, blocks), np.float32)
     else:
         q = _unpack(quantized.packed).astype(np.float32)
         zero = np.full((rows, blocks), 8, np.float32)
@@ -131,8 +153,8 @@ def dequantize(quantized: Quantized, scheme: Scheme) -> Floats:
 
 
 def _symmetric_8(blocks: Floats) -> Quantized:
-    scales = np.maximum(np.abs(blocks).max(-1) / np.float32(127), _TINY)
-    q = np.rint(blocks / scales[..., None]) + np.float32(128)
+    scales = np.maximum(np.abs(blocks).max(-1) / np.float32(MIDDLE - 1), _TINY)
+    q = np.rint(blocks / scales[..., None]) + np.float32(MIDDLE)
     return Quantized(q.astype(np.uint8), scales, None)
 
 

@@ -17,7 +17,7 @@ from tests.fakes import built_models
 
 rng = np.random.default_rng(5)
 PROMPT = rng.integers(3, 300, 40)
-CLOSE = {"f32": 1e-4, "q8": 0.3, "q4x": 0.3}
+CLOSE = {"f32": 1e-4, "q8": 0.3, "w8a8": 0.3, "q4x": 0.3}
 """How far logits may be apart: with 8 bits the graph's own head rounds activations, and this one does not."""
 
 

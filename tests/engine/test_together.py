@@ -117,7 +117,7 @@ def test_single_tokens_and_guesses_go_apart(session: Session, monkeypatch: pytes
     assert sorted(passes) == [[1, 1, 1], [4, 64]], "nothing is computed twice"
 
 
-@pytest.mark.parametrize("scheme", ["q8", "q4x"])
+@pytest.mark.parametrize("scheme", ["q8", "w8a8", "q4x"])
 def test_smollm2_together_is_alone(scheme: str) -> None:
     """The real weights, whose rounding of activations would show any difference; to the bit on these processors."""
     if cpu_flags() & VNNI:

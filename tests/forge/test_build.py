@@ -240,7 +240,7 @@ def test_failure_keeps_the_old_package_and_leaves_nothing(tmp_path: Path) -> Non
 
 def test_unknown_quantization_is_refused(tmp_path: Path) -> None:
     """With the ones that there are."""
-    with pytest.raises(BuildError, match="expected one of f32, q8, q4, q4s, q4x"):
+    with pytest.raises(BuildError, match="expected one of f32, q8, w8a8, q4, q4s, q4x"):
         build(tiny_recipe(tmp_path), tmp_path / "out", weights=tmp_path, quantization="q3")
 
 
