@@ -43,8 +43,7 @@ def write(layers: Layers) -> None:
         x, residual = layers.add_norm(attended, residual, block + "ffn_norm")
         gate, up = layers.gate_and_up(x, block)
         product = g.node("Mul", [g.node("FastGelu", [gate], domain=MS), up])  # the tanh form, as in training
-        # One scale for a token of this product costs a percent of perplexity: ADR 20.
-        down = layers.linear(product, block + "ffn_down", in_blocks=True)
+        down = layers.linear(product, block + "ffn_down", uneven=True)
         out = layers.norm(down, block + "post_ffw_norm")
         following = f"blk.{i + 1}.attn_norm" if i + 1 < h.layers else "output_norm"
         x, residual = layers.add_norm(out, residual, following)

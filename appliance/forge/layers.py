@@ -34,7 +34,17 @@ import numpy as np
 
 from appliance.files import Progress, no_progress
 from appliance.forge.graph import MS, Graph, floats, ints
-from appliance.forge.quantize import BITS, MIDDLE, Quantized, Scheme, exact_4, keeps_4, quantize, quantize_outputs
+from appliance.forge.quantize import (
+    BITS,
+    MIDDLE,
+    Quantized,
+    Scheme,
+    exact_4,
+    keeps_4,
+    quantize,
+    quantize_outputs,
+    rotate,
+)
 from appliance.forge.weights import BLOCK, Affine4, Hyperparameters, Weights
 
 _ACCURACY_INT8 = 4  # MatMulNBits: activations rounded to 8 bits a block; level 0 is many times slower
@@ -102,13 +112,13 @@ class Layers:
             self._matmul(rows, name, (self._vocabulary, hidden), "q8", output="logits")
         g.save(self._inputs(), self._outputs())
 
-    def linear(self, x: str, *names: str, in_blocks: bool = False) -> str:
+    def linear(self, x: str, *names: str, uneven: bool = False) -> str:
         """Multiply by one matrix, or by several that read the same input: their outputs stand side by side.
 
         Args:
             x: [tokens, inputs].
             names: of the matrices.
-            in_blocks: its inputs are too uneven for one scale a token: 8 bits in blocks where the scheme is w8a8.
+            uneven: single inputs stand far out from token to token: they are rotated where a token has one scale.
         """
         full = [f"{n}.weight" for n in names]
         joined = full[0] if len(full) == 1 else "+".join(names) + ".weight"
@@ -120,11 +130,10 @@ class Layers:
             return self.graph.node("MatMul", [x, self.graph.constant(joined, matrix.T)])
         if self._scheme == "q4x":
             return self._exact_or_8_bits(x, joined, full)
-        if self._scheme == "w8a8" and not in_blocks:
-            return self._integers(x, joined, full)
-        blocks: Scheme = "q8" if self._scheme == "w8a8" else self._scheme
-        self._store_quantized(joined, full, blocks)
-        return self._matmul(x, joined, (outputs, inputs), blocks)
+        if self._scheme == "w8a8":
+            return self._integers(x, joined, full, rotated=uneven)
+        self._store_quantized(joined, full, self._scheme)
+        return self._matmul(x, joined, (outputs, inputs), self._scheme)
 
     def _exact_or_8_bits(self, x: str, joined: str, names: Sequence[str]) -> str:
         """Multiply by the source's own 4-bit numbers, or by 8 bits where it has none."""
@@ -153,18 +162,26 @@ class Layers:
             self._summed[x] = g.node("Concat", [x, sums], axis=-1)
         return self._summed[x]
 
-    def _integers(self, x: str, joined: str, names: Sequence[str]) -> str:
+    def _integers(self, x: str, joined: str, names: Sequence[str], *, rotated: bool) -> str:
         """Multiply inputs of 8 bits by weights of 8 bits: exact, in any order and whatever else is in the pass."""
         g = self.graph
         self._report(*names)
-        parts = [quantize_outputs(chunk) for name in names for chunk in self.weights.chunks(name)]
+        chunks = (chunk for name in names for chunk in self.weights.chunks(name))
+        parts = [quantize_outputs(rotate(chunk) if rotated else chunk) for chunk in chunks]
         values = np.concatenate([values for values, _ in parts])
         matrix = g.stream(f"{joined}.q", np.uint8, values.shape[::-1], [values.T])
         scales = g.constant(f"{joined}.scale", np.concatenate([scales for _, scales in parts]))
-        rounded, largest = self._round_tokens(x)
+        rounded, largest = self._round_tokens(self._rotate(x, values.shape[1]) if rotated else x)
         step, middle = self._step(), self._middle()
         y = g.node("MatMulIntegerToFloat", [rounded, matrix, step, scales, middle, middle], domain=MS)
         return g.node("Mul", [y, largest])
+
+    def _rotate(self, x: str, width: int) -> str:
+        """Rotate each block of the inputs."""
+        g = self.graph
+        blocks = g.node("Reshape", [x, g.constant("shape.blocks", np.array([-1, BLOCK], np.int64))])
+        turned = g.node("MatMul", [blocks, g.constant("rotation", rotate(np.eye(BLOCK, dtype=np.float32)))])
+        return g.node("Reshape", [turned, g.constant(f"shape.{width}_joined", np.array([-1, width], np.int64))])
 
     def _round_tokens(self, x: str) -> tuple[str, str]:
         """Round each token to 8 bits of its own largest value, once for all that read it: (integers, the largest)."""
@@ -290,7 +307,7 @@ class Layers:
         gate, up = self.gate_and_up(x, block)
         gate = g.node("QuickGelu", [gate], domain=MS, alpha=1.0)  # x * sigmoid(x): SiLU
         product = g.node("Mul", [gate, up])
-        return self.linear(product, block + "ffn_down")
+        return self.linear(product, block + "ffn_down", uneven=True)
 
     def stack(self, mix: Callable[[int, str], str]) -> None:
         """Write a whole graph whose layers are a norm, something that mixes tokens, a norm and SwiGLU.

@@ -18,12 +18,13 @@ more than a few such blocks (`keeps_4`), or that the source holds in another for
 
 **w8a8.** An input of 8 bits times a weight of 8 bits is an integer, and so is their sum, whatever the order: the result
 of a token does not depend on what else is in the pass. One scale for all weights of an output and one for all inputs of
-a token can be multiplied afterwards. What makes them do: `smooth`. MatMulIntegerToFloat, which has no blocks, takes it.
+a token can be multiplied afterwards. What makes one scale do: `smooth`, and where other channels stand out in every
+token, a rotation: each block of 32 inputs by a Hadamard matrix, and the weights as well. MatMulIntegerToFloat takes it.
 
 What this does NOT do: look at a text (no calibration data is needed, and none can leak into a package).
 
 Source: the operators' definitions in onnxruntime's contrib operator documentation, domain com.microsoft. The search for
-4-bit scales is the usual alternation of rounding and least squares.
+4-bit scales is the usual alternation of rounding and least squares. Rotations: Ashkboos et al. 2024 (QuaRot).
 """
 
 from dataclasses import dataclass
@@ -38,8 +39,8 @@ Scheme = Literal["f32", "q8", "w8a8", "q4", "q4s", "q4x"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 DESCRIPTIONS: dict[Scheme, str] = {
     "f32": "float32, not quantized",
-    "w8a8": "8 bits, symmetric, one float32 scale for an output; inputs 8 bits, one scale for a token, smoothed; "
-    "embedding and head 8 bits, one float32 scale for 32 weights",
+    "w8a8": "8 bits, symmetric, one float32 scale for an output; inputs 8 bits, one scale for a token, smoothed and "
+    "rotated; embedding and head 8 bits, one float32 scale for 32 weights",
     "q8": "8 bits, symmetric, one float32 scale for 32 weights",
     "q4": "4 bits, asymmetric, one float32 scale and one zero point for 32 weights; embedding and head 8 bits",
     "q4s": "4 bits, symmetric, one float32 scale for 32 weights; embedding and head 8 bits",
@@ -106,6 +107,25 @@ def quantize_outputs(weights: Floats) -> tuple[Bytes, Floats]:
     """
     rounded = _symmetric_8(weights)
     return rounded.packed, rounded.scales
+
+
+def rotate(values: Floats) -> Floats:
+    """Multiply each block of columns by the Hadamard matrix: lengths and products stay, and what stood out is spread.
+
+    Args:
+        values: float32, shape (rows, columns); columns a multiple of BLOCK. Twice gives them back.
+    """
+    turned: Floats = (values.reshape(-1, BLOCK) @ _hadamard(BLOCK)).reshape(values.shape)
+    return turned
+
+
+def _hadamard(size: int) -> Floats:
+    """Sylvester's, orthonormal and symmetric; `size` is a power of two."""
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    orthonormal: Floats = (matrix / np.sqrt(size)).astype(np.float32)
+    return orthonormal
 
 
 def keeps_4(source: Affine4) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from appliance.engine.session import Session
 from appliance.forge import build as forge
 from appliance.forge import reference
-from appliance.forge.quantize import MIDDLE, quantize_outputs
+from appliance.forge.quantize import MIDDLE, quantize_outputs, rotate
 from appliance.forge.smooth import smooth
 from appliance.forge.weights import Floats, Weights, open_weights
 from tests.fakes import built_models
@@ -102,6 +102,17 @@ def test_rows_are_rounded_by_their_largest_weight() -> None:
     assert values.min() >= 1
     back = (values.astype(np.float32) - MIDDLE) * scales[:, None]
     assert (np.abs(back - w) <= 0.5001 * np.abs(w).max(1, keepdims=True) / 127 + 1e-8).all()
+
+
+def test_rotation_keeps_products_and_spreads_what_stands_out() -> None:
+    """Inputs and weights rotated alike give the same product; one large input of a block becomes 32 equal ones."""
+    rng = np.random.default_rng(2)
+    x, w = (rng.standard_normal((9, 96)).astype(np.float32) for _ in range(2))
+    np.testing.assert_allclose(rotate(x) @ rotate(w).T, x @ w.T, atol=1e-4)
+    np.testing.assert_allclose(rotate(rotate(x)), x, atol=1e-6)
+    alone = np.zeros((1, 64), np.float32)
+    alone[0, 40] = 32
+    np.testing.assert_allclose(np.abs(rotate(alone)), [[0] * 32 + [32 / np.sqrt(32)] * 32], rtol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
