@@ -175,7 +175,9 @@ def write_package(material: Material, scheme: Scheme, directory: Path, progress:
             )
     directory.mkdir(parents=True)
     with Graph(directory) as graph:
-        weights = smooth(material.weights, portion(progress, 0.0, 0.5)) if scheme == "w8a8" else material.weights
+        weights = material.weights
+        if scheme == "w8a8":
+            weights, progress = smooth(weights, portion(progress, 0.0, 0.5)), portion(progress, 0.5, 1.0)
         layers = Layers(graph, weights, scheme, material.recipe.context_length, progress)
         ARCHITECTURES[h.architecture].write(layers)
     if scheme == "q4x" and not layers.exact:

@@ -68,8 +68,6 @@ class Layers:
         self._context_length = context_length
         self._progress = progress
         self._written: set[str] = set()
-        self._summed: dict[str, str] = {}
-        self._rounded: dict[str, tuple[str, str]] = {}
         self.exact = 0  # matrices that were taken as the source's own 4-bit numbers
         self._vocabulary = weights.shapes["token_embd.weight"][0]
 
@@ -153,14 +151,12 @@ class Layers:
         return self._matmul(self._with_block_sums(x, inputs), joined, (outputs, inputs + inputs // BLOCK), "q4")
 
     def _with_block_sums(self, x: str, width: int) -> str:
-        """Append the sum of each block of x; once for all that read the same input."""
-        if x not in self._summed:
-            g, blocks = self.graph, width // BLOCK
-            apart = g.constant(f"shape.{blocks}_blocks", np.array([0, blocks, BLOCK], np.int64))
-            within = g.constant("axis.within_blocks", np.array([2], np.int64))
-            sums = g.node("ReduceSum", [g.node("Reshape", [x, apart]), within], keepdims=0)
-            self._summed[x] = g.node("Concat", [x, sums], axis=-1)
-        return self._summed[x]
+        """Append the sum of each block of x."""
+        g, blocks = self.graph, width // BLOCK
+        apart = g.constant(f"shape.{blocks}_blocks", np.array([0, blocks, BLOCK], np.int64))
+        within = g.constant("axis.within_blocks", np.array([2], np.int64))
+        sums = g.node("ReduceSum", [g.node("Reshape", [x, apart]), within], keepdims=0)
+        return g.node("Concat", [x, sums], axis=-1)
 
     def _integers(self, x: str, joined: str, names: Sequence[str], *, rotated: bool) -> str:
         """Multiply inputs of 8 bits by weights of 8 bits: exact, in any order and whatever else is in the pass."""
@@ -178,20 +174,22 @@ class Layers:
 
     def _rotate(self, x: str, width: int) -> str:
         """Rotate each block of the inputs."""
-        g = self.graph
-        blocks = g.node("Reshape", [x, g.constant("shape.blocks", np.array([-1, BLOCK], np.int64))])
-        turned = g.node("MatMul", [blocks, g.constant("rotation", rotate(np.eye(BLOCK, dtype=np.float32)))])
-        return g.node("Reshape", [turned, g.constant(f"shape.{width}_joined", np.array([-1, width], np.int64))])
+        rotation = self.graph.constant("rotation", rotate(np.eye(BLOCK, dtype=np.float32)))
+        return self._rows(self.graph.node("MatMul", [self._rows(x, BLOCK), rotation]), width)
+
+    def _rows(self, x: str, width: int) -> str:
+        """The same values in rows of `width`: [-1, width]."""
+        return self.graph.node(
+            "Reshape", [x, self.graph.constant(f"shape.{width}_flat", np.array([-1, width], np.int64))]
+        )
 
     def _round_tokens(self, x: str) -> tuple[str, str]:
-        """Round each token to 8 bits of its own largest value, once for all that read it: (integers, the largest)."""
-        if x not in self._rounded:
-            g = self.graph
-            largest = g.node("ReduceMax", [g.node("Abs", [x]), g.constant("axis.last", np.array([-1], np.int64))])
-            # A token of zeros becomes 0 / 0: whatever that is rounded to is multiplied by its largest value, 0.
-            fraction = g.node("Div", [x, largest])
-            self._rounded[x] = g.node("QuantizeLinear", [fraction, self._step(), self._middle()]), largest
-        return self._rounded[x]
+        """Round each token to 8 bits of its own largest value: (integers, the largest)."""
+        g = self.graph
+        largest = g.node("ReduceMax", [g.node("Abs", [x]), g.constant("axis.last", np.array([-1], np.int64))])
+        # A token of zeros becomes 0 / 0: whatever that is rounded to is multiplied by its largest value, 0.
+        fraction = g.node("Div", [x, largest])
+        return g.node("QuantizeLinear", [fraction, self._step(), self._middle()]), largest
 
     def _step(self) -> str:
         return self.graph.constant("integers.step", np.array(1 / (MIDDLE - 1), np.float32))
@@ -261,8 +259,7 @@ class Layers:
             scale=h.attention_scale or float(h.head_dim**-0.5),
             local_window_size=h.sliding_window if local and h.sliding_window else -1,
         )
-        shape = g.constant(f"shape.{width}_flat", np.array([-1, width], np.int64))
-        return g.node("Gather", [g.node("Reshape", [outputs[0], shape]), "flat_rows"])
+        return g.node("Gather", [self._rows(outputs[0], width), "flat_rows"])
 
     def normed_attention(self, layer: int, x: str) -> str:
         """Project to Q, K and V, norm every head of Q and K, attend: [tokens, heads * head_dim]."""

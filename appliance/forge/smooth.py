@@ -39,13 +39,14 @@ class _Place:
         readers: matrices that read the channels, each in a column.
         maker: tensor whose rows make them.
         first: the first of its rows that does.
-        heads: of channels that lie as (groups, copies, width): all copies are made by the same rows.
+        copies, width: channels lie as (any, copies, width), and all copies are made by the same rows.
     """
 
     readers: tuple[str, ...]
     maker: str
     first: int = 0
-    heads: tuple[int, int, int] | None = None
+    copies: int = 1
+    width: int = 1
 
 
 @dataclass
@@ -87,32 +88,35 @@ def smooth(weights: Weights, progress: Progress = no_progress) -> Weights:
         weights: of any architecture; closed with what is returned.
         progress: told about the run over the tokens.
     """
+    places = list(_places(weights.hyperparameters))
+    observed = {place.readers[0] for place in places}  # the others of a place read the same
     largest: dict[str, Floats] = {}
 
     def observe(name: str, x: Floats) -> None:
-        largest[name] = _relative_maxima(x)
+        if name in observed:
+            largest[name] = _relative_maxima(x)
 
     vocabulary = weights.shapes["token_embd.weight"][0]
     count = min(_TOKENS, weights.hyperparameters.context_length)
     reference.hidden_states(weights, np.random.default_rng(0).integers(0, vocabulary, count), progress, observe)
     factors = _Factors()
-    for place in _places(weights.hyperparameters):
+    for place in places:
         inputs = largest[place.readers[0]]
         columns = np.max([_relative_maxima(c) for name in place.readers for c in weights.chunks(name)], axis=0)
-        if place.heads is not None:  # copies share a row, hence a factor
-            inputs, columns = (_across_copies(v, place.heads) for v in (inputs, columns))
+        shape = (-1, place.copies, place.width)
+        inputs, columns = (v.reshape(shape).max(1, keepdims=True) for v in (inputs, columns))
         factor = np.maximum(inputs, _LEAST) ** _STRENGTH / np.maximum(columns, _LEAST) ** (1 - _STRENGTH)
         factor /= np.exp(np.log(factor).mean())
         for name in place.readers:
-            factors.columns[name] = factor if place.heads is None else _to_copies(factor, place.heads)
-        made = factors.rows.setdefault(place.maker, np.ones(weights.shapes[place.maker][0], np.float32))
-        made[place.first : place.first + len(factor)] /= factor
+            factors.columns[name] = np.repeat(factor, place.copies, 1).reshape(-1)
+        made = np.ones(weights.shapes[place.maker][0], np.float32)
+        made[place.first : place.first + factor.size] /= factor.reshape(-1)
+        factors.rows[place.maker] = made
     return _Smoothed(weights, factors)
 
 
 def _places(h: Hyperparameters) -> Iterator[_Place]:
     """Every input of a matrix in the layers, by canonical names."""
-    heads = (h.kv_heads, h.heads // h.kv_heads, h.head_dim)
     for i in range(h.layers):
         block = f"blk.{i}."
 
@@ -126,7 +130,7 @@ def _places(h: Hyperparameters) -> Iterator[_Place]:
             yield _Place(named("shortconv.out_proj"), taken, first=h.hidden)  # the gate behind the convolution
         else:
             yield _Place(named("attn_q", "attn_k", "attn_v"), mixing_norm)
-            yield _Place(named("attn_output"), v, heads=heads)
+            yield _Place(named("attn_output"), v, copies=h.heads // h.kv_heads, width=h.head_dim)
         yield _Place(named("ffn_gate", "ffn_up"), feeding_norm)
         yield _Place(named("ffn_down"), up)
 
@@ -136,14 +140,3 @@ def _relative_maxima(values: Floats) -> Floats:
     absolute = np.abs(values)
     maxima: Floats = (absolute / np.maximum(absolute.max(1, keepdims=True), _TINY)).max(0)
     return maxima
-
-
-def _across_copies(values: Floats, heads: tuple[int, int, int]) -> Floats:
-    """The largest of the channels that one row makes: (groups * width,) of (groups * copies * width,)."""
-    largest: Floats = values.reshape(heads).max(1).reshape(-1)
-    return largest
-
-
-def _to_copies(values: Floats, heads: tuple[int, int, int]) -> Floats:
-    groups, copies, width = heads
-    return np.repeat(values.reshape(groups, 1, width), copies, 1).reshape(-1)

@@ -126,10 +126,17 @@ def sign(state_dir: Path, name: str, key_file: Path) -> keys.PrivateKey:
     return key
 
 
-def tiny(state_dir: Path, architecture: Architecture = "llama", quantization: str = "q8", **changes: Any) -> BuiltModel:
-    """A working model of random weights that talks nonsense: built and signed in well under a second."""
+def tiny(
+    state_dir: Path,
+    architecture: Architecture = "llama",
+    quantization: str = "q8",
+    *,
+    tensors: dict[str, np.ndarray] | None = None,
+    **changes: Any,
+) -> BuiltModel:
+    """A working model of random weights, or of `tensors`, that talks nonsense: built in well under a second."""
     source = state_dir / "source"
-    write_tiny(source, architecture)
+    write_tiny(source, architecture, tensors=tensors)
     recipe = tiny_recipe(state_dir, architecture, **changes)
     forge.build(recipe, state_dir / "models", weights=source, quantization=quantization, evaluate=False)
     name = f"{recipe.name}-{quantization}"

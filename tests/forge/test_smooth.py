@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from appliance.engine.session import Session
-from appliance.forge import build as forge
 from appliance.forge import reference
 from appliance.forge.quantize import MIDDLE, quantize_outputs, rotate
 from appliance.forge.smooth import smooth
@@ -151,10 +150,6 @@ def _logits(
     tokens: np.ndarray = TOKENS,
 ) -> Floats:
     """Of a package that is built of the tensors, for every position."""
-    source = built_models.write_tiny(folder / "source", architecture, tensors=tensors)
-    recipe = built_models.tiny_recipe(folder, architecture)
-    forge.build(recipe, folder / "models", weights=source, quantization=scheme, evaluate=False)
-    name = f"{recipe.name}-{scheme}"
-    built = built_models.BuiltModel(folder, name, built_models.sign(folder, name, folder / "private.pem"))
+    built = built_models.tiny(folder, architecture, scheme, tensors=tensors)
     with Session(built.open(), 1) as session:
         return session.forward(session.new_cache(64), tokens, np.arange(len(tokens))).copy()
