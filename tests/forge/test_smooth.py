@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from appliance.engine.session import Session
@@ -123,6 +124,19 @@ def test_rounded_model_is_close_to_its_source(architecture: Architecture, tmp_pa
     }
     error = {s: float(np.linalg.norm(v - logits_of["f32"])) for s, v in logits_of.items()}
     assert 0 < error["w8a8"] < 1.5 * error["q8"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_down_projection_is_rotated_and_nothing_else(architecture: Architecture, tmp_path: Path) -> None:
+    """What is stored is the smoothed matrix, turned where other channels stand out in every token, then rounded."""
+    built = built_models.tiny(tmp_path, architecture, "w8a8")
+    graph = onnx.load(built.path / "model.onnx").graph
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    with open_weights(tmp_path / "source") as weights:
+        smoothed = smooth(weights)
+        down, output = smoothed.read("blk.1.ffn_down.weight"), smoothed.read("blk.1.attn_output.weight")
+    np.testing.assert_array_equal(stored["blk.1.ffn_down.weight.q"].T, quantize_outputs(rotate(down))[0])
+    np.testing.assert_array_equal(stored["blk.1.attn_output.weight.q"].T, quantize_outputs(output)[0])
 
 
 def test_tokens_of_zeros_are_numbers(tmp_path: Path) -> None:
