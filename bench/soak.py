@@ -2,11 +2,12 @@
 
 Callers ask for JSON, stream and hang up in the middle, ask for long answers, and send what is refused. Every few
 minutes the model is taken out of memory in the middle of that and loaded again by the next request; and every few
-minutes after that the callers wait, the model goes, and the daemon's memory is read at rest. A line a minute: answers,
-hang-ups, errors, resident memory, open files, threads.
+minutes after that the callers wait, the model goes, and the daemon is read at rest: what it has allocated, its resident
+memory, its files and threads. A line a minute: answers, hang-ups, errors, resident memory, open files, threads.
 
-At the end the memory at rest of the second half is set against that of the first: a leak is a slope. While callers ask,
-memory follows the work: how many answers there are, how long they are, and whether an unloaded model still answers.
+At the end the second half of what was read at rest is set against the first: a leak is a slope. What is allocated
+shows it best. Resident memory also holds what was freed but lies between what was not, which grows at first and then
+levels off. While callers ask, memory follows the work, and tells nothing.
 
 What this does NOT show: another model than the recipe's, or the audit record.
 """
@@ -15,11 +16,15 @@ import argparse
 import collections
 import contextlib
 import itertools
+import json
+import os
 import random
+import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -28,7 +33,7 @@ from appliance.errors import SkerryError
 from appliance.forge import recipe as recipes
 from bench import machine
 from bench.forms import our_forms
-from bench.pipe import ROOT
+from bench.pipe import ROOT, SideFailed
 from bench.workload import MODELS, SCHEMA, daemon, documents, messages
 
 RELOAD_S = 300.0
@@ -37,20 +42,26 @@ REST_S = 5.0
 """Of quiet before the memory is read."""
 ENOUGH = 4
 """Times that the memory at rest must be read to tell anything."""
-LEAK = 0.05
-"""How much more memory the second half may take at rest than the first."""
+LEAK = {"malloc_bytes": 0.02, "python_blocks": 0.02, "resident_bytes": 0.1, "files": 0.1, "threads": 0.1}
+"""How much more the second half may have at rest than the first, as a share."""
 
 
 class Soak:
-    """The callers, and what they saw."""
+    """The callers, and what they saw.
 
-    def __init__(self, socket: Path, model: str) -> None:
+    Args:
+        socket: the daemon's.
+        model: its name.
+        read: what the daemon has, at rest; keys as in `LEAK`.
+    """
+
+    def __init__(self, socket: Path, model: str, read: Callable[[], Mapping[str, int]]) -> None:
         self.counts: collections.Counter[str] = collections.Counter()
         self.ended = threading.Event()
-        self.at_rest: list[int] = []
+        self.at_rest: list[Mapping[str, int]] = []
         self._going_on = threading.Event()
         self._going_on.set()
-        self._socket, self._model = socket, model
+        self._socket, self._model, self._read = socket, model, read
 
     def callers(self) -> list[Callable[[Client, random.Random], None]]:
         """What is asked, a thread each."""
@@ -68,12 +79,8 @@ class Soak:
                     self.counts[e.kind] += 1
                     self.ended.wait(0.2)
 
-    def reload(self, pid: int) -> None:
-        """Take the model out of memory now and then; the next request loads it.
-
-        Args:
-            pid: of the daemon, whose memory is read at rest.
-        """
+    def reload(self) -> None:
+        """Take the model out of memory now and then; the next request loads it."""
         with Client(self._socket) as client:
             for number in itertools.count(1):
                 if self.ended.wait(RELOAD_S):
@@ -82,18 +89,18 @@ class Soak:
                     if number % 2:
                         client.unload(self._model)
                     else:
-                        self.at_rest.append(self._rest(client, pid))
+                        self.at_rest.append(self._rest(client))
                     self.counts["unloads"] += 1
 
-    def _rest(self, client: Client, pid: int) -> int:
-        """Have the callers wait until nothing is asked, unload the model, and read the memory; in bytes."""
+    def _rest(self, client: Client) -> Mapping[str, int]:
+        """Have the callers wait until nothing is asked, unload the model, and read what is left."""
         self._going_on.clear()
         try:
             while (status := client.status()).requests.running or status.requests.queued:
                 time.sleep(0.5)
             client.unload(self._model)
             time.sleep(REST_S)
-            return state(pid)[0]
+            return self._read()
         finally:
             self._going_on.set()
 
@@ -120,10 +127,29 @@ class Soak:
         client.complete("word " * rng.randrange(9_000, 20_000), self._model, max_tokens=1)
 
 
-def state(pid: int) -> tuple[int, int, int]:
+def state(pid: int) -> dict[str, int]:
     """Resident bytes, open files and threads of a process."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-    return int(status["VmRSS"].split()[0]) << 10, len(list(Path(f"/proc/{pid}/fd").iterdir())), int(status["Threads"])
+    return {
+        "resident_bytes": int(status["VmRSS"].split()[0]) << 10,
+        "files": len(list(Path(f"/proc/{pid}/fd").iterdir())),
+        "threads": int(status["Threads"]),
+    }
+
+
+def counted(pid: int, file: Path) -> dict[str, int]:
+    """What a process of `bench.counted` has: allocated, resident, open.
+
+    Raises:
+        SideFailed: it does not write `file` within ten seconds.
+    """
+    file.unlink(missing_ok=True)
+    os.kill(pid, signal.SIGUSR1)
+    for _ in range(100):
+        time.sleep(0.1)
+        if file.exists():
+            return {**json.loads(file.read_text()), **state(pid)}
+    raise SideFailed(f"the daemon (process {pid}) did not count what it has allocated")
 
 
 def main() -> int:
@@ -138,51 +164,54 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     recipe = recipes.load(ROOT / "models" / f"{MODELS[0]}.yaml")
     form = our_forms(recipe, [], work, Path(sys.executable), accept_licence=False, progress=lambda *_: None)[0]
-    with daemon(form, options.threads) as (process, socket):
-        soak = Soak(socket, Path(form.arguments["path"]).name)
-        busy = _soak(soak, process.pid, options.minutes)
-    for what, sizes in (("busy", busy), ("at rest", soak.at_rest)):
-        first, second = halves(sizes)
-        print(f"resident, {what}, medians: first half {first / 1e6:.0f} MB, second half {second / 1e6:.0f} MB")
+    with tempfile.TemporaryDirectory(prefix="skerry-soak-") as folder:
+        file = Path(folder) / "allocated.json"
+        with daemon(form, options.threads, (form.python, "-m", "bench.counted", file)) as (process, socket):
+            soak = Soak(socket, Path(form.arguments["path"]).name, lambda: counted(process.pid, file))
+            _soak(soak, process.pid, options.minutes)
     return judge(soak.at_rest)
 
 
 def halves(sizes: Sequence[int]) -> tuple[float, float]:
-    """Medians of the first and of the second half; zeros where there is nothing."""
+    """Medians of the first and of the second half."""
     half = len(sizes) // 2
-    return median(sizes[:half] or [0]), median(sizes[half:] or [0])
+    return median(sizes[:half]), median(sizes[half:])
 
 
-def judge(at_rest: Sequence[int]) -> int:
-    """Say whether memory at rest grows; the exit code."""
+def judge(at_rest: Sequence[Mapping[str, int]]) -> int:
+    """Say what grows at rest; the exit code."""
     if len(at_rest) < ENOUGH:
         print(f"not judged: read {len(at_rest)} times at rest, expected at least {ENOUGH}")
         return 0
-    first, second = halves(at_rest)
-    flat = second <= first * (1 + LEAK)
-    print("flat" if flat else f"GROWS: more than {LEAK:.0%}")
-    return 0 if flat else 1
+    grown = False
+    for what, allowed in LEAK.items():
+        readings = [reading[what] for reading in at_rest]
+        first, second = halves(readings)
+        flat = second <= first * (1 + allowed)
+        grown |= not flat
+        print(
+            f"{what} at rest: first half {first:,.0f}, second half {second:,.0f}, {second / first - 1:+.1%}: "
+            f"{'flat' if flat else f'GROWS, by more than {allowed:.0%}'}; read: {' '.join(map(str, readings))}"
+        )
+    return int(grown)
 
 
-def _soak(soak: Soak, pid: int, minutes: int) -> list[int]:
+def _soak(soak: Soak, pid: int, minutes: int) -> None:
     threads = [
         threading.Thread(target=soak.run, args=(ask, number), daemon=True) for number, ask in enumerate(soak.callers())
     ]
-    threads.append(threading.Thread(target=soak.reload, args=(pid,), daemon=True))
+    threads.append(threading.Thread(target=soak.reload, daemon=True))
     for thread in threads:
         thread.start()
-    resident = []
     for minute in range(1, minutes + 1):
         time.sleep(60)
-        size, files, number = state(pid)
-        resident.append(size)
+        now = state(pid)
         said = ", ".join(f"{count} {what}" for what, count in sorted(soak.counts.items()))
-        rest = f", {soak.at_rest[-1] / 1e6:.0f} MB at rest" if soak.at_rest else ""
-        print(f"{minute} min: {size / 1e6:.0f} MB{rest}, {files} files, {number} threads; {said}", flush=True)
+        has = f"{now['resident_bytes'] / 1e6:.0f} MB, {now['files']} files, {now['threads']} threads"
+        print(f"{minute} min: {has}; {said}", flush=True)
     soak.ended.set()
     for thread in threads:
         thread.join(120)
-    return resident
 
 
 if __name__ == "__main__":

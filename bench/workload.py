@@ -193,8 +193,15 @@ def as_text(said: Messages) -> str:
 
 
 @contextlib.contextmanager
-def daemon(form: Form, threads: int) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+def daemon(
+    form: Form, threads: int, program: Sequence[str | Path] = ()
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """Run the daemon; gives the process and its socket.
+
+    Args:
+        form: the package that it serves.
+        threads: of its engine.
+        program: what runs in the place of that form's `skerry`.
 
     Raises:
         SideFailed: it does not become ready.
@@ -210,7 +217,7 @@ def daemon(form: Form, threads: int) -> Iterator[tuple[subprocess.Popen[bytes], 
             limits=Limits(running=max(CALLERS), per_caller=4 * max(CALLERS)),
         )
         (folder / "config.yaml").write_bytes(dump_yaml(config))
-        command = [form.python.with_name("skerry"), "serve", "--config", folder / "config.yaml"]
+        command = [*(program or [form.python.with_name("skerry")]), "serve", "--config", folder / "config.yaml"]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=log, stderr=log)
         try:

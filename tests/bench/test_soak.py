@@ -1,38 +1,110 @@
-"""What a soak makes of the memory that it saw."""
+"""What a soak makes of what it saw of the daemon."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from bench.soak import halves, judge, state
+from bench.pipe import ROOT, SideFailed
+from bench.soak import LEAK, counted, halves, judge, state
+
+COUNTED = """
+import sys, time
+from pathlib import Path
+from bench.counted import count_into
+
+count_into(Path(sys.argv[1]))
+print("ready", flush=True)
+kept = []
+for line in sys.stdin:
+    kept.append([object() for _ in range(50_000)] if line == "objects\\n" else bytes(range(256)) * 40_000)
+    print("kept", flush=True)
+"""
+
+IGNORES = (
+    "import signal, time; signal.signal(signal.SIGUSR1, signal.SIG_IGN); print('ready', flush=True); time.sleep(99)"
+)
 
 
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """One that counts into `allocated.json`, and keeps objects or bytes when told to."""
+    command = [sys.executable, "-c", COUNTED, str(tmp_path / "allocated.json")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("what", LEAK)
 @pytest.mark.parametrize(
-    ("sizes", "code", "word"),
+    ("shares", "code"),
     [
-        ([200, 190, 210, 200, 195, 205], 0, "flat"),
-        ([200, 200, 200, 200, 210, 209], 0, "flat"),
-        ([200, 205, 210, 215, 220, 225], 1, "GROWS"),
-        ([400, 300, 200, 200, 200, 200], 0, "flat"),
-        ([200, 500, 900], 0, "not judged"),
-        ([], 0, "not judged"),
+        ([100, 95, 105, 100, 95, 105], 0),
+        ([100, 100, 100, 100, 115, 114], 1),
+        ([400, 300, 100, 100, 100, 100], 0),
+        ([200, 500, 900], 0),
+        ([], 0),
     ],
 )
-def test_memory_at_rest_is_judged(sizes: list[int], code: int, word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The second half against the first; too few figures tell nothing."""
-    assert judge(sizes) == code
-    assert capsys.readouterr().out.startswith(word)
+def test_what_grows_at_rest_is_named(
+    what: str, shares: list[int], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second half against the first, each figure by itself; too few tell nothing."""
+    flat = dict.fromkeys(LEAK, 100)
+    assert judge([{**flat, what: share} for share in shares]) == code
+    said = capsys.readouterr().out.splitlines()
+    if len(shares) < 4:
+        assert said == [f"not judged: read {len(shares)} times at rest, expected at least 4"]
+    else:
+        assert [line.split()[0] for line in said if "GROWS" in line] == [what] * code
 
 
 def test_halves() -> None:
-    """Medians, so that one odd figure is none; nothing is zero."""
+    """Medians, so that one odd figure is none."""
     assert halves([1, 2, 100, 5, 6, 7]) == (2, 6)
-    assert halves([]) == (0, 0)
 
 
 def test_state_of_a_process_is_read() -> None:
     """Of this one: some memory, its standard streams, a thread."""
-    resident, files, threads = state(os.getpid())
-    assert resident > 1 << 20
-    assert files >= 3
-    assert threads >= 1
+    now = state(os.getpid())
+    assert now["resident_bytes"] > 1 << 20
+    assert now["files"] >= 3
+    assert now["threads"] >= 1
+
+
+def test_what_is_allocated_is_counted(process: subprocess.Popen[str], tmp_path: Path) -> None:
+    """Objects that stay are Python's blocks, large bytes are malloc's; each is seen, and nothing else."""
+
+    def keep(what: str) -> dict[str, int]:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(f"{what}\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "kept\n"
+        return counted(process.pid, tmp_path / "allocated.json")
+
+    before = counted(process.pid, tmp_path / "allocated.json")
+    objects = keep("objects")
+    assert 50_000 <= objects["python_blocks"] - before["python_blocks"] < 51_000
+    large = keep("bytes")
+    assert 10_240_000 <= large["malloc_bytes"] - objects["malloc_bytes"] < 10_500_000
+    assert large["python_blocks"] - objects["python_blocks"] < 1_000
+    assert large.keys() == LEAK.keys()
+
+
+def test_a_process_that_does_not_count_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It takes the signal and writes nothing; what it wrote before is not taken for an answer."""
+    file = tmp_path / "allocated.json"
+    file.write_text("{}")
+    monkeypatch.setattr("bench.soak.time.sleep", lambda _: None)
+    with subprocess.Popen([sys.executable, "-c", IGNORES], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        with pytest.raises(SideFailed, match="did not count"):
+            counted(process.pid, file)
+        process.kill()

@@ -1,0 +1,67 @@
+"""The daemon, and what it has allocated, whenever it gets SIGUSR1: `python -m bench.counted FILE serve ...`.
+
+Resident memory also holds what was freed but lies between what was not, and that depends on chance; what is allocated
+does not. FILE is written anew as JSON, in one step: `{"malloc_bytes": ..., "python_blocks": ...}`.
+"""
+
+import ctypes
+import gc
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TypedDict
+
+from appliance.cli.main import run
+
+
+class Allocated(TypedDict):
+    """What a process has allocated and not freed."""
+
+    malloc_bytes: int
+    """By the C library: numpy, onnxruntime, the tokenizer."""
+    python_blocks: int
+    """By Python's own allocator, for small objects."""
+
+
+class _Mallinfo2(ctypes.Structure):
+    """What mallinfo2(3) of glibc gives, in bytes."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def allocated() -> Allocated:
+    """Of this process, after what nobody refers to has gone."""
+    gc.collect()
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = _Mallinfo2
+    info = mallinfo2()
+    return {"malloc_bytes": info.uordblks + info.hblkhd, "python_blocks": sys.getallocatedblocks()}
+
+
+def count_into(file: Path) -> None:
+    """Write what this process has allocated into `file` at each SIGUSR1."""
+
+    def write(*_: object) -> None:
+        new = file.with_suffix(".new")
+        new.write_text(json.dumps(allocated()))
+        new.replace(file)
+
+    signal.signal(signal.SIGUSR1, write)
+
+
+def main() -> int:
+    """Run `skerry` with the words behind FILE."""
+    file, *arguments = sys.argv[1:]
+    count_into(Path(file))
+    return run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
