@@ -35,7 +35,7 @@ def build(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to put the package.")],
     weights: WeightsOption = None,
     quantization: Annotated[
-        str | None, typer.Option(metavar="SCHEME", help="q8, q4x or another; default: the recipe's.")
+        str | None, typer.Option(metavar="SCHEME", help="w8a8, q8, q4x or another; default: the recipe's.")
     ] = None,
     accept_licence: AcceptOption = False,
     no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Skip measuring the quality.")] = False,
@@ -65,7 +65,7 @@ def evaluate(
     recipe: RecipeArgument,
     quantization: Annotated[
         list[str] | None,
-        typer.Option("--quantization", metavar="SCHEME", help="q8, q4x or another; repeatable; default: all."),
+        typer.Option("--quantization", metavar="SCHEME", help="w8a8, q8, q4x or another; repeatable; default: all."),
     ] = None,
     weights: WeightsOption = None,
     accept_licence: AcceptOption = False,

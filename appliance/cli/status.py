@@ -65,8 +65,8 @@ def models_table(models: "Sequence[ModelInfo]") -> list[str]:
         ]
         for m in models
     ]
-    head = ["MODEL", "STATE", "SIZE", "CONTEXT", "PARAMS", "CHAT", "REQUESTS"]
-    lines = table(head, rows, right=("SIZE", "CONTEXT", "PARAMS", "REQUESTS"))
+    head = ["MODEL", "STATE", "SIZE", "CONTEXT", "PARAMS", "CHAT", "CALLS"]
+    lines = table(head, rows, right=("SIZE", "CONTEXT", "PARAMS", "CALLS"))
     for m in models:
         if m.problem:
             lines += ["", *fields([("refused", m.name), ("reason", m.problem.message)], 8)]

@@ -1,6 +1,6 @@
 """Put a model package into the store: verified where it lies, written from the verified bytes, visible all at once.
 
-    done = install(Path("/mnt/stick/models/smollm2-135m-instruct-q4x"), store, keys)
+    done = install(Path("/mnt/stick/models/smollm2-135m-instruct-w8a8"), store, keys)
 
 What is written are the bytes that were hashed, through the mappings that verification made. Until the last rename
 nothing is there under the model's name; a killed installation leaves a hidden folder, which the next one removes.

@@ -30,7 +30,7 @@ def test_status(skerry, daemon):
 
 def test_status_of_the_usual_models_is_one_line_each(skerry, daemon):
     """The names that Skerry gives its models fit the table at 80 columns."""
-    models = [model_body("smollm2-135m-instruct-q4x"), model_body("gemma-3-270m-q8", state="installed")]
+    models = [model_body("smollm2-135m-instruct-w8a8"), model_body("gemma-3-270m-w8a8", state="installed")]
     daemon.says("GET", "/skerry/v1/status", status_body(models=models))
     assert [line.split()[0] for line in skerry("status").out.splitlines()[-2:]] == [m["name"] for m in models]
 

@@ -264,7 +264,7 @@ def test_list(skerry, daemon):
     refused = model_body("bad\x1b[2J", state="refused", problem=problem, chat=None)
     daemon.says("GET", "/skerry/v1/models", {"models": [model_body(), refused]})
     lines = skerry("model", "list").out.splitlines()
-    assert lines[0].split() == ["MODEL", "STATE", "SIZE", "CONTEXT", "PARAMS", "CHAT", "REQUESTS"]
+    assert lines[0].split() == ["MODEL", "STATE", "SIZE", "CONTEXT", "PARAMS", "CHAT", "CALLS"]
     assert lines[1].split() == ["tiny", "loaded", "139", "MiB", "8,192", "134.5", "M", "yes", "212"]
     assert lines[2].startswith("bad\\x1b[2J  refused")
     assert lines[-2:] == ["reason    cannot verify bad: changed", "hint      install it again"]

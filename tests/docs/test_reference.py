@@ -125,7 +125,7 @@ def test_configuration_example_is_accepted(tmp_path: Path) -> None:
     example = next(b for b in blocks(REFERENCE / "configuration.md") if b.language == "yaml")
     file = tmp_path / "config.yaml"
     file.write_text(example.code)
-    assert load_config(file).preload == ("smollm2-135m-instruct-q4x",)
+    assert load_config(file).preload == ("smollm2-135m-instruct-w8a8",)
 
 
 def test_every_metric_is_documented_with_type_and_labels(daemon: Daemon) -> None:

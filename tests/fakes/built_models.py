@@ -61,7 +61,7 @@ class BuiltModel:
         return BuiltModel(state_dir, self.name, self.key)
 
 
-def smollm2(quantization: str = "q4x") -> BuiltModel:
+def smollm2(quantization: str = "w8a8") -> BuiltModel:
     """SmolLM2 135M Instruct from its pinned package, without figures; built anew when forge or recipe change."""
     return _real("smollm2-135m-instruct", quantization)
 
@@ -75,7 +75,7 @@ def smollm2_vocabulary() -> Vocabulary:
     return Vocabulary(tokenizer.token_bytes, tokenizer.control, stop, lambda text: tokenizer.encode(text, bos=False))
 
 
-def gemma3(quantization: str = "q8") -> BuiltModel:
+def gemma3(quantization: str = "w8a8") -> BuiltModel:
     """Gemma 3 270M, the base model."""
     return _real("gemma-3-270m", quantization)
 

@@ -290,7 +290,7 @@ def test_whole_build_stays_below_four_times_the_package(smollm2: built_models.Bu
     # Its own word: what the kernel tells a parent of its children counts the parent's memory at the fork too.
     done = subprocess.run([sys.executable, "-c", program, str(recipe), str(tmp_path)], check=True, capture_output=True)
     peak = int(done.stdout.split()[-2]) * 1024
-    package = tmp_path / "smollm2-135m-instruct-q4x"
+    package = tmp_path / "smollm2-135m-instruct-w8a8"
     assert peak < 4 * sum(p.stat().st_size for p in package.iterdir())
     figures = cards.parse((package / "card.yaml").read_bytes()).figures
     assert figures is not None

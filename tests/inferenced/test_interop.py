@@ -13,7 +13,7 @@ import pytest
 from appliance.client import Client
 from tests.fakes.box import Box
 
-NAME = "smollm2-135m-instruct-q4x"
+NAME = "smollm2-135m-instruct-w8a8"
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 
 

@@ -26,7 +26,7 @@ from appliance.models.tool_styles import GEMMA, HERMES, LFM2, MARK, SMOLLM2, Sty
 from tests.fakes.box import Box
 from tests.fakes.scripted import RuledSession
 
-TINY, NAME = "tiny-llama-q8", "smollm2-135m-instruct-q4x"
+TINY, NAME = "tiny-llama-q8", "smollm2-135m-instruct-w8a8"
 USER = {"role": "user", "content": "What is the weather in Oslo?"}
 CITY = {
     "type": "object",

@@ -121,7 +121,7 @@ def test_whole_numbers_stand_for_floats() -> None:
 @pytest.mark.parametrize(
     ("name", "legal"),
     [
-        ("smollm2-135m-instruct-q4x", True),
+        ("smollm2-135m-instruct-w8a8", True),
         ("0", True),
         ("a" * 64, True),
         ("a..b", True),

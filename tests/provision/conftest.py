@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the module imports this one
 ROOT = Path(__file__).parents[2]
 KIT_ON_BOX = "/mnt/stick"
 QUESTION = "What is the capital of France? Answer in one sentence."
-MODEL = "smollm2-135m-instruct-q4x"
+MODEL = "smollm2-135m-instruct-w8a8"
 
 
 @dataclass(frozen=True)
