@@ -31,6 +31,7 @@ from statistics import median
 from appliance.client import Client
 from appliance.errors import SkerryError
 from appliance.forge import recipe as recipes
+from appliance.system.host import resident_bytes
 from bench import machine
 from bench.forms import our_forms
 from bench.pipe import ROOT, SideFailed
@@ -129,11 +130,11 @@ class Soak:
 
 def state(pid: int) -> dict[str, int]:
     """Resident bytes, open files and threads of a process."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
+    process = Path(f"/proc/{pid}")
     return {
-        "resident_bytes": int(status["VmRSS"].split()[0]) << 10,
-        "files": len(list(Path(f"/proc/{pid}/fd").iterdir())),
-        "threads": int(status["Threads"]),
+        "resident_bytes": resident_bytes(pid) or 0,
+        "files": len(list((process / "fd").iterdir())),
+        "threads": len(list((process / "task").iterdir())),
     }
 
 

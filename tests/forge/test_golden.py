@@ -96,15 +96,17 @@ def test_smollm2_float32_agrees_with_transformers(tmp_path: Path) -> None:
         check_float32(session, golden("smollm2"))
 
 
-def test_smollm2_quantized_is_as_close_as_measured(smollm2: built_models.BuiltModel) -> None:
-    """The default form: the same likeliest token nearly everywhere, and logits off by a fraction of their spread."""
+@pytest.mark.parametrize(("scheme", "bound"), [("q8", 0.30), ("w8a8", 0.38)])
+def test_smollm2_quantized_is_as_close_as_measured(scheme: str, bound: float) -> None:
+    """8 bits: the same likeliest token nearly everywhere, and logits off by a fraction of their spread."""
     vectors = golden("smollm2")
-    with Session(smollm2.open()) as session:
+    with Session(built_models.smollm2(scheme).open()) as session:
         logits = all_logits(session, vectors["tokens"])
     found = np.take_along_axis(logits, np.array(vectors["top_ids"]), -1)
     error = np.abs(found - np.array(vectors["top_logits"]))
-    # w8a8 was seen at 0.34, without VNNI; q8 at 0.24 and 0.26, with and without it.
-    assert error.mean() < 0.40
+    # The rounding differs a little between processors with and without VNNI: 0.24 and 0.26 were seen of q8.
+    # Of w8a8 0.34 was seen, without.
+    assert error.mean() < bound
     assert (logits.argmax(-1) == np.array(vectors["top_ids"])[:, 0]).mean() > 0.85
 
 
