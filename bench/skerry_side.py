@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.engine.prefixes import PART
 from appliance.engine.session import Session
 from appliance.models.package import open_verified
 from appliance.models.tokenizer import Tokenizer
@@ -27,8 +28,10 @@ class SkerryEngine:
         self._cache.rewind(0)
 
     def append(self, tokens: NDArray[np.int64]) -> int:
-        """Add tokens; give the greedy next one."""
-        return int(np.argmax(self._session.forward(self._cache, tokens)[-1]))
+        """Add tokens, in parts as the daemon does; give the greedy next one."""
+        for start in range(0, len(tokens), PART):
+            logits = self._session.forward(self._cache, tokens[start : start + PART])
+        return int(np.argmax(logits[-1]))
 
     def score(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Add tokens; give the logits of each."""

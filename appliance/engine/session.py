@@ -54,6 +54,10 @@ That was measured on processors with AVX2 and without VNNI, and is done only the
 VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 """Names of the instructions that multiply 8-bit numbers; the kernels for them are others."""
 
+MANY = 32
+"""A pass of at least so many tokens, a part of a prompt, gives back the memory that it computed in: onnxruntime would
+keep as much for ever as the longest part ever took. Steps of single tokens keep their little."""
+
 _INPUTS = {"input_ids", "query_seqlens", "seqlens_k", "total_sequence_length", "padded_rows", "flat_rows"}
 _INPUTS |= {"logit_rows", "hidden_rows"}
 _NO_ROWS = np.empty(0, np.int64)
@@ -114,6 +118,8 @@ class Session:
         kept = self._convolutions.shapes if self._convolutions else {}
         self._arena = Arena(shapes | kept, slots, model.card.context_length)
         self._bindings: dict[tuple[int, int], Any] = {}
+        self._gives_back = ort.RunOptions()
+        self._gives_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._in_pairs = _computes_in_pairs(model.card)
         self._vocabulary_size = model.card.vocabulary_size
         self._hidden_size = next(int(o.shape[-1]) for o in self._session.get_outputs() if o.name == "hidden")
@@ -203,7 +209,7 @@ class Session:
         hidden = np.empty((few, self._hidden_size), np.float32)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits[:whole]))
         binding.bind_ortvalue_output("hidden", ort.OrtValue.ortvalue_from_numpy(hidden))
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, self._gives_back if len(inputs["input_ids"]) >= MANY else None)
         if self._convolutions is not None and kept is not None:
             self._convolutions.keep(self._arena, spans, kept)
         found = self._split(wanted, logits, hidden, whole)
