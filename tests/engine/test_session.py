@@ -1,7 +1,9 @@
 """The session: caches in place, exact rewinding, and weights that come from the verified mapping only."""
 
+import multiprocessing
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from appliance.engine.prefixes import PART
 from appliance.engine.session import Session
 from appliance.errors import CardMismatch, ContextTooLong, DigestMismatch, InternalError, OutOfMemory
 from appliance.models.package import DATA_FILE, VerifiedModel
+from bench.side import memory
 from tests.fakes import built_models
 from tests.fakes.built_models import BuiltModel
 from tests.fakes.scripted import RuledSession
@@ -220,6 +223,25 @@ def test_long_prompts_are_prefilled_in_chunks(built: BuiltModel) -> None:
         assert [s.id for s in b if isinstance(s, Token)] == first
         assert len(first) == 8
     assert PART <= 256
+
+
+def _taken_by_a_prompt() -> tuple[int, int]:
+    """Memory that a process has more after a prompt than after its first token, and what the cache takes of it."""
+    with Session(built_models.smollm2().open(), 1) as session:
+        cache = session.new_cache(1100)
+        session.forward(cache, TOKENS[:1])
+        before = memory()["anonymous"]
+        for _ in range(1024 // PART):
+            session.forward(cache, np.resize(TOKENS, PART))
+        return memory()["anonymous"] - before, session.cache_bytes(cache.length)
+
+
+def test_a_prompt_leaves_nothing_but_its_cache() -> None:
+    """What its parts are computed in, some 20 MB, goes back. In a process of its own, whose memory is nobody else's."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        taken, cache_bytes = pool.submit(_taken_by_a_prompt).result()
+    assert cache_bytes > 40e6
+    assert taken < cache_bytes + 8e6
 
 
 def test_addresses_that_are_not_there_are_refused_in_words(built: BuiltModel, monkeypatch: pytest.MonkeyPatch) -> None:
