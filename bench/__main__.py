@@ -146,15 +146,7 @@ def _measure_model(path: Path, options: argparse.Namespace, plan: Plan, peer: Pa
         print(f"{recipe.name}: {why}\n")
         return {"not_run": why}
     work = options.work.absolute()
-    work.mkdir(parents=True, exist_ok=True)
-    ours = our_forms(
-        recipe,
-        options.schemes,
-        work,
-        Path(sys.executable),
-        accept_licence=options.accept_licence,
-        progress=_say,
-    )
+    ours = our_forms(recipe, options.schemes, work, accept_licence=options.accept_licence, progress=_say)
     theirs = [] if peer is None else peer_forms(recipe, work, peer, _say)
     evaluation = recipe.evaluation_path.read_bytes()
     text, same_ids = _tokenize(evaluation.decode(), ours[0], theirs)

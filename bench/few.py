@@ -61,17 +61,8 @@ def main() -> int:
     rows = [["decode at 128, tok/s", "all tokens", *(f"{count:,}" for count in COUNTS if count)]]
     for name in options.models:
         recipe = recipes.load(ROOT / "models" / f"{name}.yaml")
-        work = ROOT / "build" / "bench"
-        work.mkdir(parents=True, exist_ok=True)
         try:
-            (form,) = our_forms(
-                recipe,
-                [],
-                work,
-                Path(sys.executable),
-                accept_licence=options.accept_licence,
-                progress=lambda *_: None,
-            )
+            (form,) = our_forms(recipe, [], ROOT / "build" / "bench", accept_licence=options.accept_licence)
         except SkerryError as e:
             print(f"bench: {e}", file=sys.stderr)
             return 1

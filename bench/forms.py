@@ -3,12 +3,13 @@
 import hashlib
 import itertools
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from appliance.errors import VerificationFailed
-from appliance.files import Progress
+from appliance.files import Progress, no_progress
 from appliance.forge import source
 from appliance.forge.build import build
 from appliance.forge.recipe import Recipe
@@ -58,19 +59,25 @@ def throwaway_key(folder: Path) -> PrivateKey:
 
 
 def our_forms(
-    recipe: Recipe, schemes: list[str], folder: Path, python: Path, *, accept_licence: bool, progress: Progress
+    recipe: Recipe,
+    schemes: list[str],
+    folder: Path,
+    *,
+    accept_licence: bool = False,
+    progress: Progress = no_progress,
 ) -> list[Form]:
     """Build what is missing of our packages, sign them with the throw-away key, and describe them.
 
     Args:
         recipe: of the model.
         schemes: quantizations beside the recipe's own.
-        folder: everything of the benchmark's is kept there; no other package is touched, and none is ever deleted:
-            another run may be measuring it. `make clean` does that.
-        python: our interpreter.
+        folder: everything of the benchmark's is kept there, and it is made if it is missing; no other package is
+            touched, and none is ever deleted: another run may be measuring it. `make clean` does that.
         accept_licence: whether the operator accepted the weights' terms.
         progress: told about the build.
     """
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
     key = throwaway_key(folder)
     forms = []
     for scheme in dict.fromkeys([str(recipe.quantization), *schemes]):
@@ -88,7 +95,7 @@ def our_forms(
             )
         _ensure_signed(package, key)
         arguments = {"path": str(package), "keys": str(folder / "keys")}
-        forms.append(Form("Skerry", scheme, python, arguments, default=scheme == recipe.quantization))
+        forms.append(Form("Skerry", scheme, Path(sys.executable), arguments, default=scheme == recipe.quantization))
     return forms
 
 

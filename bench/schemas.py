@@ -105,9 +105,8 @@ def main() -> int:
 
 
 def _vocabulary(work: Path) -> Vocabulary:
-    work.mkdir(parents=True, exist_ok=True)
     recipe = recipes.load(ROOT / "models" / f"{MODEL}.yaml")
-    form = our_forms(recipe, [], work, Path(sys.executable), accept_licence=False, progress=lambda *_: None)[0]
+    form = our_forms(recipe, [], work)[0]
     with open_verified(Path(form.arguments["path"]), KeySet.from_directory(Path(form.arguments["keys"]))) as model:
         tokenizer = Tokenizer(bytes(model.files[TOKENIZER_FILE]))
         tokenizer.cover(model.card.vocabulary_size)

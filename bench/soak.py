@@ -161,10 +161,8 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="where packages are kept")
     options = parser.parse_args()
     print(f"machine: {machine.line(machine.describe())}")
-    work = options.work.absolute()
-    work.mkdir(parents=True, exist_ok=True)
     recipe = recipes.load(ROOT / "models" / f"{MODELS[0]}.yaml")
-    form = our_forms(recipe, [], work, Path(sys.executable), accept_licence=False, progress=lambda *_: None)[0]
+    form = our_forms(recipe, [], options.work)[0]
     with tempfile.TemporaryDirectory(prefix="skerry-soak-") as folder:
         file = Path(folder) / "allocated.json"
         with daemon(form, options.threads, (form.python, "-m", "bench.counted", file)) as (process, socket):

@@ -444,12 +444,9 @@ def main() -> int:
     print(f"machine: {machine.line(machine.describe())}")
     recipe = recipes.load(ROOT / "models" / f"{options.model}.yaml")
     work = options.work.absolute()
-    work.mkdir(parents=True, exist_ok=True)
     schemes = [] if options.scheme is None else [options.scheme]
     try:
-        form = our_forms(
-            recipe, schemes, work, Path(sys.executable), accept_licence=options.accept_licence, progress=_silent
-        )[-1]
+        form = our_forms(recipe, schemes, work, accept_licence=options.accept_licence, progress=_silent)[-1]
         program = options.llama_server and options.llama_server.absolute()
         found = run(Plan(recipe, form, program, work, options.documents, options.rounds, options.threads))
     except (SkerryError, SideFailed) as e:

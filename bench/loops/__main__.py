@@ -101,8 +101,7 @@ def _measure_model(short: str, options: argparse.Namespace, report: Report) -> N
         )
         return
     work = options.work.absolute()
-    work.mkdir(parents=True, exist_ok=True)
-    form = our_forms(recipe, [], work, Path(sys.executable), accept_licence=options.accept_licence, progress=_say)[0]
+    form = our_forms(recipe, [], work, accept_licence=options.accept_licence, progress=_say)[0]
     prompts = sample(PROMPTS, options.prompts)
     if {"documents", "unseen", "planted"} & set(options.parts):
         _replay(short, form, options, report)
