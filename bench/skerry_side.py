@@ -13,6 +13,8 @@ from appliance.models.tokenizer import Tokenizer
 from appliance.trust.keys import KeySet
 from bench.side import serve
 
+_NONE = np.empty(0, np.int64)
+
 
 class SkerryEngine:
     """A session and one cache, as `bench.side.Engine`."""
@@ -29,9 +31,10 @@ class SkerryEngine:
 
     def append(self, tokens: NDArray[np.int64]) -> int:
         """Add tokens, in parts as the daemon does; give the greedy next one."""
-        for start in range(0, len(tokens), PART):
-            logits = self._session.forward(self._cache, tokens[start : start + PART])
-        return int(np.argmax(logits[-1]))
+        *parts, last = (tokens[start : start + PART] for start in range(0, len(tokens), PART))
+        for part in parts:
+            self._session.forward(self._cache, part, _NONE)
+        return int(np.argmax(self._session.forward(self._cache, last)[-1]))
 
     def score(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Add tokens; give the logits of each."""

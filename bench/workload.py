@@ -37,6 +37,7 @@ import jsonschema
 from appliance.client import Answer, Client
 from appliance.config import Config, Limits, dump_yaml
 from appliance.errors import SkerryError
+from appliance.files import no_progress
 from appliance.forge import recipe as recipes
 from bench import machine, targets
 from bench.forms import Form, our_forms, type_of
@@ -423,7 +424,7 @@ def _servers(callers: int, plan: Plan) -> Iterator[dict[str, Server]]:
     with contextlib.ExitStack() as stack:
         servers = {f"Skerry {plan.form.name}": stack.enter_context(skerry(plan))}
         if plan.program is not None:
-            gguf = weights(plan.recipe, plan.program, plan.work, _silent)
+            gguf = weights(plan.recipe, plan.program, plan.work, no_progress)
             name = f"llama-server {type_of(gguf.name)}"
             servers[name] = stack.enter_context(llama_server(plan, plan.program, gguf, callers))
         yield servers
@@ -446,7 +447,7 @@ def main() -> int:
     work = options.work.absolute()
     schemes = [] if options.scheme is None else [options.scheme]
     try:
-        form = our_forms(recipe, schemes, work, accept_licence=options.accept_licence, progress=_silent)[-1]
+        form = our_forms(recipe, schemes, work, accept_licence=options.accept_licence)[-1]
         program = options.llama_server and options.llama_server.absolute()
         found = run(Plan(recipe, form, program, work, options.documents, options.rounds, options.threads))
     except (SkerryError, SideFailed) as e:
@@ -454,10 +455,6 @@ def main() -> int:
         return 1
     print(f"{found.tables()}\n\n{targets.table(found.verdicts())}")
     return 0
-
-
-def _silent(_what: str, _fraction: float) -> None:
-    pass
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ settings.load_profile("skerry")
 MACHINES = ("tests/provision/", "tests/images/", "tests/hosts/", "tests/kit/test_box.py")
 """Tests that share machines which take long to make."""
 
+MACHINE_S = 1800
+"""What the first test that needs a machine may take: its kit has 1,200 s, its installation 600."""
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
@@ -28,7 +31,10 @@ class _ByFile(LoadScopeScheduling):
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Side by side, what takes longest begins first."""
+    """Give those that make a machine time for it; side by side, what takes longest begins first."""
+    for item in items:
+        if item.nodeid.startswith(MACHINES) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(MACHINE_S))
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: not item.nodeid.startswith(MACHINES))
 

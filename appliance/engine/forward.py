@@ -22,12 +22,9 @@ from numpy.typing import NDArray
 
 from appliance.decoding.sampling import Logits
 from appliance.engine.cache import Cache
-from appliance.engine.session import Session, Wanted
+from appliance.engine.session import LONG, Session, Wanted
 
 log = logging.getLogger("skerry.engine")
-
-LONG = 32
-"""Tokens from which on a forward is a part of a prompt, which others should not wait for more than once a round."""
 
 
 @dataclass(eq=False)
@@ -54,7 +51,7 @@ class Forward:
 
     @property
     def is_long(self) -> bool:
-        """Whether it is a part of a prompt."""
+        """Whether it is a part of a prompt, which others should not wait for more than once a round."""
         return len(self.tokens) >= LONG
 
     @property

@@ -54,9 +54,10 @@ That was measured on processors with AVX2 and without VNNI, and is done only the
 VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 """Names of the instructions that multiply 8-bit numbers; the kernels for them are others."""
 
-MANY = 32
-"""A pass of at least so many tokens, a part of a prompt, gives back the memory that it computed in: onnxruntime would
-keep as much for ever as the longest part ever took. Steps of single tokens keep their little."""
+LONG = 32
+"""Tokens of one sequence from which on they are a part of a prompt. A pass with one gives back the memory that it
+computed in: onnxruntime would keep as much for ever as the longest part ever took. Single tokens and guesses keep their
+little."""
 
 _INPUTS = {"input_ids", "query_seqlens", "seqlens_k", "total_sequence_length", "padded_rows", "flat_rows"}
 _INPUTS |= {"logit_rows", "hidden_rows"}
@@ -209,7 +210,8 @@ class Session:
         hidden = np.empty((few, self._hidden_size), np.float32)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits[:whole]))
         binding.bind_ortvalue_output("hidden", ort.OrtValue.ortvalue_from_numpy(hidden))
-        self._session.run_with_iobinding(binding, self._gives_back if len(inputs["input_ids"]) >= MANY else None)
+        is_long = inputs["padded_rows"].shape[1] >= LONG
+        self._session.run_with_iobinding(binding, self._gives_back if is_long else None)
         if self._convolutions is not None and kept is not None:
             self._convolutions.keep(self._arena, spans, kept)
         found = self._split(wanted, logits, hidden, whole)

@@ -237,11 +237,11 @@ def _taken_by_a_prompt() -> tuple[int, int]:
 
 
 def test_a_prompt_leaves_nothing_but_its_cache() -> None:
-    """What its parts are computed in, some 20 MB, goes back. In a process of its own, whose memory is nobody else's."""
+    """What its parts are computed in, some 40 MB, goes back. In a process of its own, whose memory is nobody else's."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         taken, cache_bytes = pool.submit(_taken_by_a_prompt).result()
     assert cache_bytes > 40e6
-    assert taken < cache_bytes + 8e6
+    assert taken < cache_bytes + 20e6
 
 
 def test_addresses_that_are_not_there_are_refused_in_words(built: BuiltModel, monkeypatch: pytest.MonkeyPatch) -> None:
