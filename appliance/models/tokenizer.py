@@ -3,6 +3,8 @@
 Text that comes from a caller never turns into a control token: a user who writes `<|im_start|>` gets these characters
 tokenized like any others. Only a template's own words may be control tokens (`special=True`).
 
+No word of a text is kept: the library's cache of words is off.
+
 Source: the `tokenizers` library's file format; GPT-2's byte-to-unicode table for byte-level models.
 """
 
@@ -43,6 +45,9 @@ class Tokenizer:
             raise CardMismatch(f"cannot read tokenizer.json: {str(e)[:200]}") from e
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        if hasattr(self._tokenizer.model, "_resize_cache"):
+            # Its words, which are callers', stay in every thread that has tokenized, also when the tokenizer has gone.
+            self._tokenizer.model._resize_cache(0)
         self._bos = bos
         self._lock = threading.Lock()
         added = {t["id"]: t for t in described.get("added_tokens", [])}

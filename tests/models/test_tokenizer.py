@@ -1,10 +1,13 @@
 """Text to tokens and back to bytes, and who may write control tokens."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from appliance.errors import CardMismatch, InvalidRequest
 from appliance.models.template import ChatTemplate
 from appliance.models.tokenizer import Tokenizer
+from bench.counted import allocated
 from tests.fakes.built_models import TINY_TEMPLATE, TINY_VOCABULARY, tiny_tokenizer
 
 
@@ -30,6 +33,19 @@ def test_first_token_comes_once(tokenizer: Tokenizer) -> None:
     """A prompt begins with the model's first token, also if the template wrote it already."""
     assert tokenizer.encode("a")[0] == 256
     assert tokenizer.encode("<s>a", special=True).count(256) == 1
+
+
+def test_no_word_is_kept(tokenizer: Tokenizer) -> None:
+    """A thread that has tokenized holds nothing of a tokenizer that has gone."""
+    texts = [" ".join(str(number) for number in range(start, start + 2_000)) for start in range(1, 40_000, 2_000)]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(tokenizer.encode, texts[0]).result()
+        before = allocated()["malloc_bytes"]
+        for text in texts:
+            another = Tokenizer(tiny_tokenizer().to_str().encode())
+            pool.submit(another.encode, text).result()
+        del another
+        assert allocated()["malloc_bytes"] - before < 500_000
 
 
 def test_padding_of_the_vocabulary_is_covered(tokenizer: Tokenizer) -> None:
