@@ -93,7 +93,7 @@ def _sentencepiece(source: SourceTokenizer) -> Tokenizer:
     )
     tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
     # Where no piece has a space behind another character, cutting before each run of spaces changes nothing, and BPE
-    # goes word by word (with a cache) instead of over the whole prompt at once.
+    # goes word by word instead of over the whole prompt at once.
     if not any(_INNER_SPACE.search(t) for t, kind in zip(source.tokens, source.types, strict=True) if kind == _NORMAL):
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{_SPACE}*[^{_SPACE}]+|{_SPACE}+"), "isolated")
     tokenizer.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])

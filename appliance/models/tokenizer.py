@@ -40,14 +40,14 @@ class Tokenizer:
         try:
             text = data.decode("utf-8")
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
+            if isinstance(self._tokenizer.model, tokenizers.models.BPE | tokenizers.models.Unigram):
+                # The words of callers would stay in each thread that has tokenized, after the tokenizer has gone.
+                self._tokenizer.model._resize_cache(0)
             described = json.loads(text)
         except Exception as e:
             raise CardMismatch(f"cannot read tokenizer.json: {str(e)[:200]}") from e
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        if hasattr(self._tokenizer.model, "_resize_cache"):
-            # Its words, which are callers', stay in every thread that has tokenized, also when the tokenizer has gone.
-            self._tokenizer.model._resize_cache(0)
         self._bos = bos
         self._lock = threading.Lock()
         added = {t["id"]: t for t in described.get("added_tokens", [])}
