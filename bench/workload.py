@@ -371,7 +371,7 @@ class Found:
         return f"{markdown_table(rows)}\n\n{markdown_table(first)}"
 
     def verdicts(self) -> list[Verdict]:
-        """Our documents a minute over the peer's, if the rounds are enough; how much sooner a warm first token is."""
+        """Our documents a minute over the peer's, where there are enough; how much sooner a warm first token is."""
         found = []
         for callers, servers in self.answered.items():
             (_, ours), *others = servers.items()
@@ -380,7 +380,8 @@ class Found:
                 theirs, wanted = self.documents / median(peer.minutes), TARGETS[callers]
                 against = f"{name}: {mine:.1f} to {theirs:.1f} documents a minute"
                 what = f"workload, {callers} caller{'s' if callers > 1 else ''}"
-                enough = mine >= wanted * theirs if len(ours.minutes) >= ENOUGH_ROUNDS else None
+                judged = len(ours.minutes) >= ENOUGH_ROUNDS and self.documents >= callers
+                enough = mine >= wanted * theirs if judged else None
                 found.append(Verdict(what, f"at least {wanted}x", times(mine / theirs), against, enough))
         gain = _gain(next(iter(self.firsts.values())))
         what, wanted = "first token, warm", f"at least {WARM_TARGET:.0f}x"

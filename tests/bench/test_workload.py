@@ -1,5 +1,6 @@
 """The work of a box as a benchmark: its documents, and what is counted of an answer."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -156,6 +157,12 @@ def test_few_rounds_of_work_are_not_judged() -> None:
         for one in servers.values():
             one.minutes.pop()
     assert [v.met for v in few.verdicts()] == [None, None, True]
+
+
+def test_fewer_documents_than_callers_are_not_judged() -> None:
+    """Eight callers who have six documents are six."""
+    few = dataclasses.replace(found(), documents=6)
+    assert [v.met for v in few.verdicts()] == [True, None, True]
 
 
 def test_a_ratio_is_never_rounded_up_to_its_target() -> None:
