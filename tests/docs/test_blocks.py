@@ -51,7 +51,7 @@ def test_tutorial_leads_to_an_answer_and_to_a_new_key(public_path: Path) -> None
 @pytest.mark.parametrize("page", ON_A_STATION)
 def test_own_weights_become_a_package(page: str, tmp_path: Path) -> None:
     """A folder of safetensors and a recipe of the operator's: built, measured and inspected."""
-    tiny_recipe(tmp_path / "models", name="my-model")
+    tiny_recipe(tmp_path / "models", name="my-model", quantization="w8a8")
     (tmp_path / "models" / "tiny-llama.yaml").rename(tmp_path / "models" / "my-model.yaml")
     shutil.copy(ROOT / "models" / "evaluation.txt", tmp_path / "models")
     write_tiny(tmp_path / "my-weights")
