@@ -130,6 +130,7 @@ class Plan:
         work: where the peer's files are kept.
         documents: a round.
         threads: of each engine.
+        callers: how many ask at once, one measurement each.
     """
 
     recipe: recipes.Recipe
@@ -139,6 +140,7 @@ class Plan:
     documents: int
     rounds: int
     threads: int = 2
+    callers: Sequence[int] = CALLERS
 
 
 def documents(seed: int, count: int) -> list[Task]:
@@ -394,7 +396,7 @@ def _gain(pairs: Sequence[tuple[float, float]]) -> float:
 
 def run(plan: Plan) -> Found:
     """Measure everything."""
-    answered = {callers: _measure(callers, plan) for callers in CALLERS}
+    answered = {callers: _measure(callers, plan) for callers in plan.callers}
     return Found(answered, _measure_first(plan), plan.documents)
 
 
@@ -439,6 +441,7 @@ def main() -> int:
     parser.add_argument("--documents", type=int, default=DOCUMENTS, help=f"a round ({DOCUMENTS})")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"({ROUNDS})")
     parser.add_argument("--threads", type=int, default=2, help="of each engine (2)")
+    parser.add_argument("--callers", type=int, nargs="+", choices=CALLERS, default=CALLERS, help="at once (both)")
     parser.add_argument("--scheme", default=None, help="of our package; none: the recipe's")
     parser.add_argument("--accept-licence", action="store_true", help="you accept the terms of Gemma's weights")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="where packages are kept")
@@ -450,7 +453,8 @@ def main() -> int:
     try:
         form = our_forms(recipe, schemes, work, accept_licence=options.accept_licence)[-1]
         program = options.llama_server and options.llama_server.absolute()
-        found = run(Plan(recipe, form, program, work, options.documents, options.rounds, options.threads))
+        sizes = (options.documents, options.rounds, options.threads, options.callers)
+        found = run(Plan(recipe, form, program, work, *sizes))
     except (SkerryError, SideFailed) as e:
         print(f"bench: {e}", file=sys.stderr)
         return 1
