@@ -453,8 +453,8 @@ def main() -> int:
     try:
         form = our_forms(recipe, schemes, work, accept_licence=options.accept_licence)[-1]
         program = options.llama_server and options.llama_server.absolute()
-        sizes = (options.documents, options.rounds, options.threads, options.callers)
-        found = run(Plan(recipe, form, program, work, *sizes))
+        plan = Plan(recipe, form, program, work, options.documents, options.rounds, options.threads, options.callers)
+        found = run(plan)
     except (SkerryError, SideFailed) as e:
         print(f"bench: {e}", file=sys.stderr)
         return 1
