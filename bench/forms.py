@@ -81,22 +81,39 @@ def our_forms(
     key = throwaway_key(folder)
     forms = []
     for scheme in dict.fromkeys([str(recipe.quantization), *schemes]):
-        package = folder / "models" / _builder_hash(recipe) / f"{recipe.name}-{scheme}"
-        if not (package / SIGNATURE_FILE).exists():
-            build(
-                recipe,
-                package.parent,
-                weights=None,
-                quantization=scheme,
-                accept_licence=accept_licence,
-                evaluate=False,
-                force=True,
-                progress=progress,
-            )
-        _ensure_signed(package, key)
+        package = signed_package(
+            recipe, scheme, folder / "models", key, accept_licence=accept_licence, progress=progress
+        )
         arguments = {"path": str(package), "keys": str(folder / "keys")}
         forms.append(Form("Skerry", scheme, Path(sys.executable), arguments, default=scheme == recipe.quantization))
     return forms
+
+
+def signed_package(
+    recipe: Recipe,
+    scheme: str,
+    folder: Path,
+    key: PrivateKey,
+    *,
+    weights: Path | None = None,
+    accept_licence: bool = False,
+    progress: Progress = no_progress,
+) -> Path:
+    """Build one package below `folder`, unless this builder has built it there already, and sign it."""
+    package = folder / _builder_hash(recipe) / f"{recipe.name}-{scheme}"
+    if not (package / SIGNATURE_FILE).exists():
+        build(
+            recipe,
+            package.parent,
+            weights=weights,
+            quantization=scheme,
+            accept_licence=accept_licence,
+            evaluate=False,
+            force=True,
+            progress=progress,
+        )
+    _ensure_signed(package, key)
+    return package
 
 
 def _ensure_signed(package: Path, key: PrivateKey) -> None:

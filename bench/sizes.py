@@ -19,11 +19,9 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from appliance.forge import recipe as recipes
-from appliance.forge.build import build
-from appliance.models.package import SIGNATURE_FILE, sign_package
 from bench import machine
 from bench.figures import summarize_speed
-from bench.forms import throwaway_key
+from bench.forms import signed_package, throwaway_key
 from bench.markdown import markdown_table
 from bench.pipe import ROOT, Side
 
@@ -145,19 +143,11 @@ def main() -> int:
 
 def _measure(name: str, work: Path, threads: int, rounds: int) -> list[str]:
     recipe = recipes.load(ROOT / "models" / f"{name}.yaml")
-    package, key = work / "random" / "models" / f"{name}-{SCHEME}", throwaway_key(work)
-    if not (package / SIGNATURE_FILE).exists():
-        weights = write(name, recipe, work / "random" / name)
-        build(
-            recipe,
-            package.parent,
-            weights=weights,
-            quantization=SCHEME,
-            accept_licence=True,
-            evaluate=False,
-            force=True,
-        )
-        sign_package(package, key)
+    weights = work / "random" / name
+    if not (weights / "model.safetensors").exists():  # what is written last
+        write(name, recipe, weights)
+    models, key = work / "random" / "models", throwaway_key(work)
+    package = signed_package(recipe, SCHEME, models, key, weights=weights, accept_licence=True)
     text = np.random.default_rng(4).integers(0, 256, CONTEXTS[-1] + DECODE).tolist()
     with Side(Path(sys.executable), "bench.skerry_side") as side:
         capacity = -(-(CONTEXTS[-1] + DECODE) // 128) * 128
