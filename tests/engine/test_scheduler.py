@@ -142,19 +142,20 @@ def test_request_of_several_jobs_is_taken_whole_or_not(scheduler: Scheduler) -> 
 
 def test_cancel_stops_within_one_step(scheduler: Scheduler) -> None:
     """After `cancelled` is set, at most the step that is being computed still happens."""
-    computed, reached = [], threading.Event()
+    computed, reached, left = [], threading.Event(), threading.Event()
 
     def endless() -> Iterator[int]:
         while True:
             computed.append(1)
             if len(computed) == 5:
                 reached.set()
-                time.sleep(0.05)  # the cancel comes in the middle of this step
+                left.wait(5)  # the cancel comes in the middle of this step
             yield 1
 
     job, collected = submit(scheduler, 1, endless())
     assert reached.wait(5)
     job.cancelled.set()
+    left.set()
     assert collected.done.wait(5)
     assert isinstance(collected.outcome, Cancelled)
     assert len(computed) == 5

@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import math
 import time
+from typing import Any
 
 import pytest
 
@@ -204,37 +205,33 @@ def test_control_tokens_cannot_be_smuggled_in(box: Box) -> None:
     assert smuggled["prompt_tokens"] - plain["prompt_tokens"] == len(evil) - 1
 
 
-def test_hanging_up_cancels_within_a_token(box: Box) -> None:
-    """When the caller of a stream leaves, the engine computes no more than the step that it is in."""
-    before = box.wait_idle()["requests"]["cancelled"]
-    body = json.dumps(chat(stream=True, max_tokens=200, logit_bias={"257": -100})).encode()
+def leave(box: Box, *, pause_s: float, extra: bytes = b"", **fields: object) -> None:
+    """Ask for the most that there is, and hang up: after the first byte of a stream, else after the pause."""
+    body = json.dumps(chat(max_tokens=200, n=8, logit_bias={"257": -100}, **fields)).encode()
     with connect(box.socket) as s:
         s.sendall(post("/v1/chat/completions", body))
-        assert s.recv(1)
-    assert box.wait_idle()["requests"]["cancelled"] == before + 1
-    # Cancelled answers are not counted as generated: that the engine really stopped is shown in tests/engine.
+        time.sleep(pause_s)
+        if extra:
+            s.sendall(extra)
+            time.sleep(pause_s)
+        if "stream" in fields:
+            assert s.recv(1)
 
 
-def test_hanging_up_after_an_extra_byte_cancels_too(box: Box) -> None:
-    """A byte after the request must not keep the daemon from seeing that its caller left."""
+@pytest.mark.parametrize(
+    "manner",
+    [{"stream": True, "pause_s": 0}, {"pause_s": 0.05}, {"pause_s": 0.05, "extra": b"G"}],
+    ids=["in a stream", "before a whole answer", "with a byte after the request"],
+)
+def test_hanging_up_cancels(box: Box, manner: dict[str, Any]) -> None:
+    """When the caller leaves, what it waits for is cancelled; how soon the engine stops is shown in tests/engine."""
     before = box.wait_idle()["requests"]["cancelled"]
-    body = json.dumps(chat(max_tokens=200, n=8, logit_bias={"257": -100})).encode()
-    with connect(box.socket) as s:
-        s.sendall(post("/v1/chat/completions", body))
-        time.sleep(0.1)
-        s.sendall(b"G")
-        time.sleep(0.05)
-    assert box.wait_idle()["requests"]["cancelled"] > before
-
-
-def test_hanging_up_cancels_what_is_not_streamed(box: Box) -> None:
-    """So it does when the caller of a whole answer leaves."""
-    before = box.wait_idle()["requests"]["cancelled"]
-    body = json.dumps(chat(max_tokens=200, n=4, logit_bias={"257": -100})).encode()
-    with connect(box.socket) as s:
-        s.sendall(post("/v1/chat/completions", body))
-        time.sleep(0.05)
-    assert box.wait_idle()["requests"]["cancelled"] >= before + 1
+    # On a busy machine the tiny model may be done before we are gone, or have been asked after it: then once more.
+    for _ in range(10):
+        leave(box, **manner)
+        if box.wait_idle()["requests"]["cancelled"] > before:
+            return
+    raise AssertionError("ten callers left, and all they had asked for was computed")
 
 
 def test_models_are_listed_loaded_unloaded_and_verified(box: Box) -> None:
