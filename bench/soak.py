@@ -3,7 +3,8 @@
 Callers ask for JSON, stream and hang up in the middle, ask for long answers, and send what is refused. Every few
 minutes the model is taken out of memory in the middle of that and loaded again by the next request; and every few
 minutes after that the callers wait, the model goes, and the daemon is read at rest: what it has allocated, its resident
-memory, its files and threads. A line a minute: answers, hang-ups, errors, resident memory, open files, threads.
+memory, its files and threads. What Python makes once and keeps is made before that. A line a minute: answers, hang-ups,
+errors, resident memory, open files, threads.
 
 At the end the second half of what was read at rest is set against the first: a leak is a slope. What is allocated
 shows it best. Resident memory also holds what was freed but lies between what was not, which grows at first and then
@@ -25,6 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -166,9 +168,22 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="skerry-soak-") as folder:
         file = Path(folder) / "allocated.json"
         with daemon(form, options.threads, (form.python, "-m", "bench.counted", file)) as (process, socket):
+            fill_pool(socket, Path(form.arguments["path"]).name)
             soak = Soak(socket, Path(form.arguments["path"]).name, lambda: counted(process.pid, file))
             _soak(soak, process.pid, options.minutes)
     return judge(soak.at_rest)
+
+
+def fill_pool(socket: Path, model: str) -> None:
+    """Have the daemon make all threads that asyncio's pool ever has: it makes one when all others are busy."""
+
+    def verify(_: int) -> None:
+        with Client(socket) as client:
+            client.verify(model)
+
+    threads = min(32, (os.cpu_count() or 1) + 4)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(verify, range(threads)))
 
 
 def halves(sizes: Sequence[int]) -> tuple[float, float]:

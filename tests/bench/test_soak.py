@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from bench.pipe import ROOT, SideFailed
-from bench.soak import LEAK, counted, halves, judge, state
+from bench.soak import LEAK, counted, fill_pool, halves, judge, state
+from tests.fakes import built_models
+from tests.fakes.box import running
 
 COUNTED = """
 import sys
@@ -20,7 +22,11 @@ count_into(Path(sys.argv[1]))
 print("ready", flush=True)
 kept = []
 for line in sys.stdin:
-    kept.append([object() for _ in range(50_000)] if line == "objects\\n" else bytes(range(256)) * 40_000)
+    if line == "names\\n":
+        for number in range(100_000):
+            sys.intern(f"of {number}")
+    else:
+        kept.append([object() for _ in range(50_000)] if line == "objects\\n" else bytes(range(256)) * 40_000)
     print("kept", flush=True)
 """
 
@@ -101,6 +107,17 @@ def test_what_is_allocated_is_counted(process: subprocess.Popen[str], tmp_path: 
     assert 10_240_000 <= large["malloc_bytes"] - objects["malloc_bytes"] < 10_500_000
     assert large["python_blocks"] - objects["python_blocks"] < 1_000
     assert large.keys() == LEAK.keys()
+    named = keep("names")  # which come and go: their table has grown before
+    assert abs(named["malloc_bytes"] - large["malloc_bytes"]) < 100_000
+
+
+def test_the_pool_of_a_daemon_is_filled(tmp_path: Path) -> None:
+    """With threads that were not there before, and no more than asyncio ever makes."""
+    built_models.tiny(tmp_path / "b", "llama")
+    with running(tmp_path / "b") as box:
+        before = state(box.process.pid)["threads"]
+        fill_pool(box.socket, "tiny-llama-q8")
+        assert before < state(box.process.pid)["threads"] <= before + (os.cpu_count() or 1) + 4
 
 
 def test_a_process_that_does_not_count_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
