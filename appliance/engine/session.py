@@ -56,8 +56,9 @@ VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 
 LONG = 32
 """Tokens of one sequence from which on they are a part of a prompt. A pass with one gives back the memory that it
-computed in: onnxruntime would keep as much for ever as the longest part ever took. Single tokens and guesses keep their
-little."""
+computed in, onnxruntime to the C library and the C library to the kernel: both would keep as much for ever as the
+longest part ever took. And it lets go of the file's pages, of which each token's embedding maps some. Single tokens and
+guesses keep their little."""
 
 _INPUTS = {"input_ids", "query_seqlens", "seqlens_k", "total_sequence_length", "padded_rows", "flat_rows"}
 _INPUTS |= {"logit_rows", "hidden_rows"}
@@ -212,6 +213,9 @@ class Session:
         binding.bind_ortvalue_output("hidden", ort.OrtValue.ortvalue_from_numpy(hidden))
         is_long = inputs["padded_rows"].shape[1] >= LONG
         self._session.run_with_iobinding(binding, self._gives_back if is_long else None)
+        if is_long:
+            self._model.release_pages()
+            return_memory()
         if self._convolutions is not None and kept is not None:
             self._convolutions.keep(self._arena, spans, kept)
         found = self._split(wanted, logits, hidden, whole)

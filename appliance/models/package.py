@@ -143,7 +143,7 @@ class VerifiedModel:
     def release_pages(self) -> None:
         """Let the kernel take back the memory of the files' pages; a later read brings them in again.
 
-        For after loading: the engine keeps its own, rearranged copy of most weights.
+        For after loading, as the engine keeps its own, rearranged copy of most weights, and after much was read.
         """
         for file in self._held.values():
             file.mapping.madvise(mmap.MADV_DONTNEED)
