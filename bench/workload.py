@@ -45,7 +45,7 @@ from bench.loops.llama_server import LlamaServer, weights
 from bench.loops.prompts import PEOPLE
 from bench.loops.sources import REPORTS
 from bench.markdown import markdown_table
-from bench.pipe import ROOT, Side, SideFailed
+from bench.pipe import ROOT, Side, SideFailed, end_with_parent
 from bench.report import ENOUGH_ROUNDS
 from bench.targets import Verdict, times
 
@@ -222,7 +222,9 @@ def daemon(
         (folder / "config.yaml").write_bytes(dump_yaml(config))
         command = [*(program or [form.python.with_name("skerry")]), "serve", "--config", folder / "config.yaml"]
         with (folder / "log").open("wb") as log:
-            process = subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                [*map(str, command)], cwd=ROOT, stdout=log, stderr=log, preexec_fn=end_with_parent
+            )
         try:
             _wait(process, folder)
             yield process, folder / "s.sock"

@@ -26,7 +26,7 @@ from appliance.forge.recipe import Recipe
 from bench.forms import Form, peer_file
 from bench.loops.prompts import Prompt
 from bench.loops.run import MAX_TOKENS, Row, Rows, Setting
-from bench.pipe import Side, SideFailed
+from bench.pipe import Side, SideFailed, end_with_parent
 
 SLOTS = 4
 CONTEXT = 2048
@@ -87,6 +87,7 @@ class LlamaServer:
                 stdout=self._log,
                 stderr=self._log,
                 env=_environment(),
+                preexec_fn=end_with_parent,
             )
         except OSError as e:
             self._log.close()

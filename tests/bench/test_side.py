@@ -1,7 +1,9 @@
 """What both engines are put through, shown on an engine of chosen logits."""
 
 import math
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +163,23 @@ def test_a_side_that_dies_leaves_its_last_words(fake_side: str) -> None:
     """The exit status and the end of standard error are in the message."""
     with Side(Path(sys.executable), fake_side) as side, pytest.raises(SideFailed, match="ended with 7: out of luck"):
         side.ask("fatal")
+
+
+def test_a_server_ends_with_whoever_started_it() -> None:
+    """A benchmark that is killed leaves nothing running."""
+    code = """
+import subprocess
+from bench.pipe import end_with_parent
+print(subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, preexec_fn=end_with_parent).pid, flush=True)
+input()
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=pipe.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        server = Path(f"/proc/{int(parent.stdout.readline())}/stat")
+        parent.kill()
+    deadline = time.monotonic() + 10
+    # A zombie, where nobody waits for orphans, has ended too.
+    while server.exists() and server.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline, "the server goes on"
+        time.sleep(0.05)
