@@ -64,17 +64,19 @@ def verdicts(forms: Sequence[Figures], rounds: int, targets: Mapping[Measure, fl
     """Say what the default package reaches, and whether that is enough.
 
     Speeds of too few rounds are not judged: engines suffer differently from a busy machine, and one round cannot tell.
+    Nor is memory then, as the form of the peer that it is compared with is the fastest.
     """
     ours = next((f for f in forms if f.default), None)
     if ours is None:
         return []
+    can_tell = rounds >= ENOUGH_ROUNDS
     found = [
         Verdict(
             TITLES[r.measure],
             f"at least {targets[r.measure]}x",
             times(r.value),
             f"llama.cpp {r.peer_form}: {r.ours:.1f} to {r.peer:.1f} tok/s",
-            r.value >= targets[r.measure] if rounds >= ENOUGH_ROUNDS else None,
+            r.value >= targets[r.measure] if can_tell else None,
         )
         for r in compare(forms)
     ]
@@ -86,7 +88,7 @@ def verdicts(forms: Sequence[Figures], rounds: int, targets: Mapping[Measure, fl
     if peer is not None:
         mine, theirs = ours.memory["resident"], peer.memory["resident"]
         against = f"llama.cpp {peer.form}: {mine / 1e6:.0f} to {theirs / 1e6:.0f} MB"
-        enough = mine <= MEMORY_TARGET * theirs
+        enough = mine <= MEMORY_TARGET * theirs if can_tell else None
         found.append(
             Verdict("resident memory", f"at most {MEMORY_TARGET}x", times(mine / theirs, least=False), against, enough)
         )
