@@ -167,9 +167,10 @@ def main() -> int:
     form = our_forms(recipe, [], options.work)[0]
     with tempfile.TemporaryDirectory(prefix="skerry-soak-") as folder:
         file = Path(folder) / "allocated.json"
+        model = Path(form.arguments["path"]).name
         with daemon(form, options.threads, (form.python, "-m", "bench.counted", file)) as (process, socket):
-            fill_pool(socket, Path(form.arguments["path"]).name)
-            soak = Soak(socket, Path(form.arguments["path"]).name, lambda: counted(process.pid, file))
+            fill_pool(socket, model)
+            soak = Soak(socket, model, lambda: counted(process.pid, file))
             _soak(soak, process.pid, options.minutes)
     return judge(soak.at_rest)
 
