@@ -220,6 +220,25 @@ def test_what_cannot_be_loaded_leaves_nothing_waiting(box: Hardened) -> None:
     box.box.run(f"rm {STATE}/reverted")
 
 
+def test_sshd_that_cannot_listen_is_undone_at_once(box: Hardened) -> None:
+    """What `sshd -t` lets pass may still end sshd; nobody has to wait outside until the time is over."""
+    box.change_staged("/etc/ssh/sshd_config", "Port 22", "Port 22\nListenAddress 192.0.2.9")
+    found = box.box.run("skerry-lockout apply --seconds 600", check=False)
+    assert found.returncode == 1
+    assert "cannot load the new files" in found.stderr
+    assert not box.box.exists(f"{STATE}/armed")
+    box.log_in(from_outside=True)
+    box.box.run(f"rm {STATE}/reverted")
+
+
+def test_sshd_listens_when_the_guard_is_done(box: Hardened) -> None:
+    """A fleet's run logs in the moment after; sshd refuses everybody while it reads its files."""
+    for seconds in (31, 32, 33, 34, 35):
+        box.change_staged("/etc/ssh/sshd_config", f"LoginGraceTime {seconds - 1}", f"LoginGraceTime {seconds}")
+        box.box.run("skerry-lockout apply --seconds 0")
+        assert box.door_is_open()
+
+
 def test_nothing_changed_is_nothing_armed(box: Hardened) -> None:
     """Without a difference the guard waits for nothing; --check changes nothing; 0 seconds arms nothing."""
     assert box.lockout("apply --seconds 60") == ""
