@@ -2,9 +2,9 @@
 
 Callers ask for JSON, stream and hang up in the middle, ask for long answers, and send what is refused. Every few
 minutes the model is taken out of memory in the middle of that and loaded again by the next request; and every few
-minutes after that the callers wait, the model goes, and the daemon is read at rest: what it has allocated, its resident
-memory, its files and threads. What Python makes once and keeps is made before that. A line a minute: answers, hang-ups,
-errors, resident memory, open files, threads.
+minutes after that the callers leave, the model goes, and the daemon is read at rest: what it has allocated, its
+resident memory, its files and threads. What Python makes once and keeps is made before that. A line a minute: answers,
+hang-ups, errors, resident memory, open files, threads.
 
 At the end the second half of what was read at rest is set against the first: a leak is a slope. What is allocated
 shows it best. Resident memory also holds what was freed but lies between what was not, which grows at first and then
@@ -71,16 +71,17 @@ class Soak:
         return [self._json, self._json, self._hang_up, self._hang_up, self._long, self._refused]
 
     def run(self, ask: Callable[[Client, random.Random], None], seed: int) -> None:
-        """Ask on and on; what a daemon refuses is counted by its kind."""
+        """Ask on and on, and leave while the daemon is read; what it refuses is counted by its kind."""
         rng = random.Random(f"soak {seed}")  # noqa: S311  varies the work
-        with Client(self._socket) as client:
-            while not self.ended.is_set():
-                self._going_on.wait()
-                try:
-                    ask(client, rng)
-                except SkerryError as e:
-                    self.counts[e.kind] += 1
-                    self.ended.wait(0.2)
+        while not self.ended.is_set():
+            self._going_on.wait()
+            with Client(self._socket) as client:
+                while self._going_on.is_set() and not self.ended.is_set():
+                    try:
+                        ask(client, rng)
+                    except SkerryError as e:
+                        self.counts[e.kind] += 1
+                        self.ended.wait(0.2)
 
     def reload(self) -> None:
         """Take the model out of memory now and then; the next request loads it."""
@@ -92,11 +93,11 @@ class Soak:
                     if number % 2:
                         client.unload(self._model)
                     else:
-                        self.at_rest.append(self._rest(client))
+                        self.at_rest.append(self.rest(client))
                     self.counts["unloads"] += 1
 
-    def _rest(self, client: Client) -> Mapping[str, int]:
-        """Have the callers wait until nothing is asked, unload the model, and read what is left."""
+    def rest(self, client: Client) -> Mapping[str, int]:
+        """Have the callers leave until nothing is asked, unload the model, and read what is left."""
         self._going_on.clear()
         try:
             while (status := client.status()).requests.running or status.requests.queued:

@@ -1,15 +1,19 @@
 """What a soak makes of what it saw of the daemon."""
 
 import os
+import random
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from appliance.client import Client
+from bench import soak
 from bench.pipe import ROOT, SideFailed
-from bench.soak import LEAK, counted, fill_pool, halves, judge, state
+from bench.soak import LEAK, Soak, counted, fill_pool, halves, judge, state
 from tests.fakes import built_models
 from tests.fakes.box import running
 
@@ -127,3 +131,32 @@ def test_a_process_that_does_not_count_is_named(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("bench.soak.time.sleep", lambda _: None)
     with subprocess.Popen(["sleep", "99"]) as process, pytest.raises(SideFailed, match="did not count"):
         counted(process.pid, file)
+
+
+def test_callers_leave_while_the_daemon_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the open files at rest would be theirs, some more or less; and then they come back."""
+    monkeypatch.setattr(soak, "REST_S", 0.5)
+    built_models.tiny(tmp_path / "b", "llama")
+    with running(tmp_path / "b") as box, Client(box.socket) as client:
+        soaked = Soak(box.socket, "tiny-llama-q8", lambda: state(box.process.pid))
+        asked = [threading.Event() for _ in range(4)]
+
+        def ask(client: Client, rng: random.Random) -> None:
+            client.status()
+            asked[int(rng.random() * len(asked))].set()
+
+        before = soaked.rest(client)["files"]
+        callers = [threading.Thread(target=soaked.run, args=(ask, number)) for number in range(3)]
+        for caller in callers:
+            caller.start()
+        try:
+            for _ in range(2):
+                assert all(event.wait(10) for event in asked)
+                assert soaked.rest(client)["files"] == before
+                for event in asked:
+                    event.clear()
+            assert asked[0].wait(10)
+        finally:
+            soaked.ended.set()
+            for caller in callers:
+                caller.join(10)
