@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 import yaml
 
+from appliance import typed
 from appliance.errors import ConfigError
 from appliance.files import read_limited
 
@@ -202,6 +203,6 @@ def convert(value: Any, to: type[T], what: str) -> T:
         ConfigError: an unknown key, a missing one or a wrong type; the message names the path.
     """
     try:
-        return msgspec.convert(value, to)
+        return typed.convert(value, to)
     except msgspec.ValidationError as e:
         raise ConfigError(f"cannot use {what}: {e}") from e

@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
+from appliance import typed
 from appliance.errors import Cancelled, InvalidRequest, RequestTimeout, RequestTooLarge, UnsupportedMediaType
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ def decode_json(data: bytes, to: type[T]) -> T:
         InvalidRequest: as `read_json`.
     """
     try:
-        return msgspec.json.decode(data, type=to)
+        return typed.decode(data, to)
     except msgspec.ValidationError as e:
         text = str(e)
         path = _PATH.search(text)

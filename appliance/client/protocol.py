@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from appliance import typed
 from appliance.client.types import (
     Answer,
     CallLoop,
@@ -278,7 +279,7 @@ def _read_text(reply: Reply) -> str:
 def _read_health(reply: Reply) -> Health:
     if reply.status == 503:
         try:
-            return msgspec.json.decode(reply.body, type=Health)
+            return typed.decode(reply.body, Health)
         except _UNREADABLE:
             pass
     return _decode(_checked(reply).body, Health)
@@ -286,7 +287,7 @@ def _read_health(reply: Reply) -> Health:
 
 def _decode(data: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(data, type=kind)
+        return typed.decode(data, kind)
     except _UNREADABLE as e:
         raise DaemonUnreachable(f"cannot understand the answer on the socket: {e}", hint=NOT_THE_DAEMON) from e
 
@@ -300,7 +301,7 @@ def _checked(reply: Reply) -> Reply:
 def raise_error(reply: Reply) -> NoReturn:
     """Raise the error that a reply carries, as the class of its kind."""
     try:
-        error = msgspec.json.decode(reply.body, type=_WireErrorBody).error
+        error = typed.decode(reply.body, _WireErrorBody).error
     except _UNREADABLE:
         raise DaemonUnreachable(
             f"cannot talk to the daemon: what answers is not Skerry (HTTP {reply.status} without an error of its kind)",

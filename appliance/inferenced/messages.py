@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from appliance import typed
 from appliance.decoding.call_loops import Invocation
 from appliance.errors import InvalidRequest
 from appliance.models.tool_styles import Call, Turn
@@ -113,10 +114,10 @@ def _call(call: ToolCall, where: str, called: dict[str, str]) -> Call:
         raise InvalidRequest(f"cannot use {where}: another call has the same id", param=f"{where}.id")
     called[call.id] = call.function.name
     try:
-        arguments = msgspec.json.decode(call.function.arguments)
+        arguments = typed.decode(call.function.arguments, dict[str, Any])
     except (msgspec.DecodeError, RecursionError):
         arguments = None
-    if not isinstance(arguments, dict) or is_deeper(arguments, DEEPEST):
+    if arguments is None or is_deeper(arguments, DEEPEST):
         raise InvalidRequest(
             f"cannot use {where}: its arguments are not the JSON of an object",
             hint="send a model's call back as it came",

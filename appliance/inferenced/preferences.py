@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from appliance import typed
 from appliance.decoding.best_of import Candidate
 from appliance.errors import FileProblem, PermissionDenied
 
@@ -390,14 +391,13 @@ def _files(directory: Path) -> list[tuple[Path, int]]:
 
 def _lines(directory: Path) -> Iterator[Record | None]:
     """The records, and None for each line that is none."""
-    decoder = msgspec.json.Decoder(Record)
     for path, _ in _files(directory):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
             with os.fdopen(fd, "rb") as file:
                 while line := file.readline(LONGEST_RECORD + 1):
                     try:
-                        yield decoder.decode(line) if line.endswith(b"\n") else None
+                        yield typed.decode(line, Record) if line.endswith(b"\n") else None
                     except (msgspec.DecodeError, UnicodeDecodeError):
                         yield None
         except OSError as e:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from appliance import __version__
+from appliance import __version__, typed
 from appliance.config import Config
 from appliance.errors import FileProblem, InvalidRequest
 from appliance.files import read_limited
@@ -197,7 +197,7 @@ def _models(config: Config) -> tuple[Model, ...]:
 
 def _given_files(path: Path) -> dict[str, str]:
     try:
-        return msgspec.json.decode(read_limited(path, MAX_FILE_BYTES), type=dict[str, str])
+        return typed.decode(read_limited(path, MAX_FILE_BYTES), dict[str, str])
     except msgspec.MsgspecError as e:
         raise InvalidRequest(f"cannot use {path}: {e}, expected what `skerry receipt files` prints") from e
 

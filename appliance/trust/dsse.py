@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from appliance import typed
 from appliance.errors import MalformedSignature, UnknownKey
 from appliance.trust.keys import KeySet, PrivateKey, PublicKey
 
@@ -131,7 +132,7 @@ class Reader:
             reason = "nested too deeply" if isinstance(e, RecursionError) else str(e)
             raise self.malformed(f"a {part} that is not strict JSON ({reason[:200]})") from e
         try:
-            return msgspec.convert(value, to)
+            return typed.convert(value, to)
         except msgspec.ValidationError as e:
             raise self.malformed(f"a {part} of another kind ({str(e)[:200]})") from e
 
