@@ -33,7 +33,7 @@ import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.decoding import json_schema
+from appliance.decoding import json_schema, lark
 from appliance.decoding.completion_search import Candidates, find_completion
 from appliance.decoding.json_bounds import (
     DEFAULT_BOUNDS,
@@ -211,6 +211,12 @@ def _text_matcher(constraint: Constraint, vocabulary: Vocabulary) -> llguidance.
     if not constraint.source.isascii() and any("\ud800" <= c <= "\udfff" for c in constraint.source):
         raise InvalidRequest(
             f"cannot use this {_NAMES[constraint.kind]}: it holds half a character", hint="send UTF-8", param=_PARAM
+        )
+    if constraint.kind == "lark" and (found := lark.levels(constraint.source)) > lark.MOST_LEVELS:
+        raise InvalidRequest(
+            f"cannot use this Lark grammar: {found} definitions and brackets, expected at most {lark.MOST_LEVELS}",
+            hint="simplify it",
+            param=_PARAM,
         )
     make = llguidance.LLMatcher.grammar_from_regex if constraint.kind == "regex" else _lark
     matcher = _matcher(make(constraint.source), vocabulary)

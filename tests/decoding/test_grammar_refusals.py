@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from appliance.decoding import lark
 from appliance.decoding.conformity import conforms
 from appliance.decoding.grammar import Constraint, compile_grammar
 from appliance.errors import InternalError, InvalidRequest
@@ -77,6 +78,13 @@ def test_what_is_no_schema_is_refused(text: str) -> None:
         compile_grammar(Constraint("json_schema", text), TINY)
 
 
+def chain(length: int, body: str) -> str:
+    """Rules of which each names the next one, at the `@`; llguidance goes down once for each."""
+    first = "R" if "R@" in body else "r"
+    rules = [f"{first}{i}: {body.replace('@', str(i + 1))}" for i in range(length)]
+    return "\n".join([f"start: {first}0", *rules, f'{first}{length}: "a"'])
+
+
 @pytest.mark.parametrize(
     ("kind", "source", "found"),
     [
@@ -93,6 +101,10 @@ def test_what_is_no_schema_is_refused(text: str) -> None:
         ("lark", "%import .secrets.KEY\nstart: KEY", "cannot use this Lark grammar"),
         ("lark", "start: %json " + json.dumps({"not": {}}), "not"),
         ("lark", "", "cannot use this Lark grammar"),
+        ("lark", chain(4_000, "r@"), "4002 definitions and brackets"),
+        ("lark", chain(4_000, "R@"), "definitions and brackets"),
+        ("lark", chain(300, "[" * 15 + "r@" + "]" * 15), "definitions and brackets"),
+        ("lark", chain(300, "(" * 15 + "r@" + ")" * 15), "definitions and brackets"),
     ],
 )
 def test_expression_or_grammar_is_refused_in_words(kind: str, source: str, found: str) -> None:
@@ -104,6 +116,25 @@ def test_expression_or_grammar_is_refused_in_words(kind: str, source: str, found
     assert caught.value.param == "response_format"
     assert "\n" not in caught.value.message
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("body", ["r@", "R@", "[" * 13 + "r@" + "]" * 13, "(" * 13 + "r@" + ")" * 13])
+def test_deepest_grammar_works(body: str) -> None:
+    """As deep as may be is still far from what would end the process."""
+    length = (lark.MOST_LEVELS - 2) // (1 + body.count("[") + body.count("("))
+    source = chain(length, body)
+    assert lark.MOST_LEVELS - 14 <= lark.levels(source) <= lark.MOST_LEVELS
+    state = compile_grammar(Constraint("lark", source), TINY).start()
+    assert state.shortest_completion() is not None
+
+
+def test_schemas_in_a_grammar_nest_by_their_own_rules() -> None:
+    """Of them only what is written in their strings counts, as those could be a grammar between two texts."""
+    schema = {"type": "object", "properties": {f"p{i}": {"enum": [[i], [[i]]]} for i in range(500)}}
+    assert lark.levels(f"start: a\na: %json {json.dumps(schema)}\n") == 2
+    assert lark.levels('start: "%json {" r: [[ "\\": 1}"') == 5
+    assert lark.levels('start: %json {"a": "(b"}') == 2
+    assert lark.levels("start: %json {" * 3) == 3
 
 
 @pytest.mark.parametrize(
