@@ -283,7 +283,10 @@ class Completions:
             step = first
             while step is not None:
                 with self._judging(run.loaded.name):
-                    chunks = shape.piece(*step, usage)
+                    if shape.judges(step[1]):
+                        chunks = await asyncio.to_thread(shape.piece, *step, usage)
+                    else:
+                        chunks = shape.piece(*step, usage)
                 for chunk in chunks:
                     yield event(chunk)
                 step = await run.next()

@@ -119,6 +119,10 @@ class Shape:
         choice = {"delta": {"role": "assistant", "content": content}, "logprobs": None}
         return [self._chunk([{"index": index, **choice, "finish_reason": None}], usage)]
 
+    def judges(self, delta: Delta) -> bool:
+        """Whether `piece` may take long at this step: an answer's end, or a call's, is judged by its schema."""
+        return bool(self._plan.tools or (self._plan.form and delta.finish_reason))
+
     def piece(self, index: int, delta: Delta, usage: dict[str, None]) -> list[dict[str, Any]]:
         """Chunks for one step: none for a step without text, and the end in one of its own as OpenAI does.
 

@@ -1,8 +1,11 @@
 """Answers in an asked-for form and tool calls: what is refused, what is answered, and that streams say the same."""
 
+import asyncio
+import contextlib
 import itertools
 import json
 import re
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +23,7 @@ from appliance.decoding.grammar import Constraint, Vocabulary, compile_grammar
 from appliance.decoding.sampling import SamplingParams
 from appliance.engine.completion import CompletionRequest, Delta, Usage, complete
 from appliance.errors import InternalError
+from appliance.inferenced.completions import Completions
 from appliance.inferenced.responses import Answer, Shape
 from appliance.inferenced.structure import Plan
 from appliance.models.tool_styles import GEMMA, HERMES, LFM2, MARK, SMOLLM2, Style, Tool
@@ -543,3 +547,33 @@ def test_repeated_calls_are_reported_by_the_daemon(real: Box) -> None:
     loop = real.post("/v1/chat/completions", asked | {"messages": [USER, *turns]}).json["choices"][0].get("loop")
     # The model may call otherwise now; then there is nothing to report.
     assert loop is None or loop["calls"] == {"kind": "same_call", "onset": 0, "copies": 3, "certain": True}
+
+
+@pytest.mark.parametrize(
+    ("plan", "apart"),
+    [(Plan(), [False, False]), (Plan(form=FORM), [False, True]), (plan(), [True, True])],
+    ids=["text", "form", "tools"],
+)
+def test_stream_is_judged_beside_the_event_loop(plan: Plan, apart: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A schema may take long to judge by, and everybody else's requests would wait for it."""
+    threads, piece = [], Shape.piece
+
+    def noted(*arguments: Any) -> list[dict[str, Any]]:
+        threads.append(threading.current_thread())
+        return piece(*arguments)
+
+    monkeypatch.setattr(Shape, "piece", noted)
+    steps = iter([(0, step) for step in deltas(GOOD)] + [None])
+    run = SimpleNamespace(jobs=[None], loaded=SimpleNamespace(name="m"), cancel=lambda: None)
+
+    async def step() -> Any:
+        return next(steps)
+
+    async def events() -> list[bytes]:
+        run.next = step
+        here = SimpleNamespace(_judging=lambda _: contextlib.nullcontext(), _completed=lambda *_: None)
+        stream = Completions._stream(here, run, shape(plan), await run.next(), {}, False, None)  # type: ignore[arg-type]
+        return [event async for event in stream]
+
+    assert asyncio.run(events())[-1] == b"data: [DONE]\n\n"
+    assert [thread is not threading.current_thread() for thread in threads] == apart
