@@ -227,7 +227,7 @@ class Scheduler:
             # Its traceback would keep the answer's frames, and with them its cache, until the garbage is collected.
             e.__traceback__ = e.__context__ = e.__cause__ = None
             self._end(job, e)
-        except Exception as e:  # noqa: BLE001  the job worker: one job's defect must not end the others
+        except BaseException as e:  # noqa: BLE001  one job's defect, a panic in Rust too, must not end the others
             # Type and place only: the message could quote a prompt.
             log.error("defect in a job: %s\n%s", type(e).__name__, "".join(traceback.format_tb(e.__traceback__)))
             self._end(job, InternalError("the engine failed at this request", hint="the journal says where"))

@@ -176,20 +176,26 @@ def test_waiting_jobs_of_callers_that_left_make_room(scheduler: Scheduler) -> No
     gate.set()
 
 
+class Panic(BaseException):
+    """As what Python sees of a panic in Rust."""
+
+
 def test_error_ends_its_own_job_only(scheduler: Scheduler) -> None:
     """An error and a defect end the job that had them; the next job runs."""
 
-    def failing(error: Exception) -> Iterator[int]:
+    def failing(error: BaseException) -> Iterator[int]:
         yield 1
         raise error
 
     refused = submit(scheduler, 1, failing(ContextTooLong("too long")))[1]
     broken = submit(scheduler, 1, failing(ZeroDivisionError("the patient's name")))[1]
+    panicked = submit(scheduler, 1, failing(Panic()))[1]
     fine = submit(scheduler, 1, iter([1, 2]))[1]
-    for c in (refused, broken, fine):
+    for c in (refused, broken, panicked, fine):
         assert c.done.wait(5)
     assert isinstance(refused.outcome, ContextTooLong)
     assert isinstance(broken.outcome, InternalError)
+    assert isinstance(panicked.outcome, InternalError)
     assert "patient" not in broken.outcome.message
     assert (fine.steps, fine.outcome) == ([1, 2], None)
 
@@ -239,11 +245,10 @@ def test_dead_thread_is_silent_for_ever() -> None:
     """If the engine's thread itself ends, no work will ever be done: the silence is infinite at once."""
     scheduler = Scheduler(running=1, queued=1, per_caller=1)
 
-    def steps() -> Iterator[int]:
-        yield 1
+    def emit(step: object) -> None:
         raise SystemExit
 
-    submit(scheduler, 1, steps())
+    scheduler.submit([Job(1, iter([1]), emit)])
     scheduler._thread.join(5)
     assert scheduler.silent_s() == math.inf
     scheduler.close()
