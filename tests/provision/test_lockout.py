@@ -76,6 +76,17 @@ def test_a_bad_change_is_undone(box: Hardened) -> None:
     box.log_in(from_outside=True)
 
 
+def test_a_link_is_put_back_as_a_link(box: Hardened) -> None:
+    """A guarded file that the operator had made a link is one again after the change is undone."""
+    box.box.run("mv /etc/nftables.conf /etc/nftables.site && ln -s nftables.site /etc/nftables.conf")
+    bad_change(box)
+    box.lockout(f"apply --seconds {SECONDS}")
+    wait_reverted(box)
+    assert box.box.run("readlink /etc/nftables.conf").stdout == "nftables.site\n"
+    assert box.door_is_open()
+    box.box.run("mv -T /etc/nftables.site /etc/nftables.conf")
+
+
 def test_a_bad_change_of_pam_is_undone(box: Hardened) -> None:
     """A session stack that lets nobody in is undone too: a login that fails is no login."""
     box.change_staged("/etc/pam.d/common-session", "pam_unix.so", "pam_deny.so")
@@ -220,10 +231,11 @@ def test_what_cannot_be_loaded_leaves_nothing_waiting(box: Hardened) -> None:
     box.box.run(f"rm {STATE}/reverted")
 
 
-def test_sshd_that_cannot_listen_is_undone_at_once(box: Hardened) -> None:
+@pytest.mark.parametrize("seconds", [0, 600])
+def test_sshd_that_cannot_listen_is_undone_at_once(box: Hardened, seconds: int) -> None:
     """What `sshd -t` lets pass may still end sshd; nobody has to wait outside until the time is over."""
     box.change_staged("/etc/ssh/sshd_config", "Port 22", "Port 22\nListenAddress 192.0.2.9")
-    found = box.box.run("skerry-lockout apply --seconds 600", check=False)
+    found = box.box.run(f"skerry-lockout apply --seconds {seconds}", check=False)
     assert found.returncode == 1
     assert "cannot load the new files" in found.stderr
     assert not box.box.exists(f"{STATE}/armed")
