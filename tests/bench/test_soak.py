@@ -19,19 +19,30 @@ from tests.fakes.box import running
 
 COUNTED = """
 import sys
+import threading
+import time
 from pathlib import Path
 from bench.counted import count_into
 
 count_into(Path(sys.argv[1]))
-print("ready", flush=True)
 kept = []
-for line in sys.stdin:
-    if line == "names\\n":
-        for number in range(100_000):
-            sys.intern(f"of {number}")
-    else:
-        kept.append([object() for _ in range(50_000)] if line == "objects\\n" else bytes(range(256)) * 40_000)
-    print("kept", flush=True)
+
+
+def keep():
+    print("ready", flush=True)
+    for line in sys.stdin:
+        if line == "names\\n":
+            for number in range(100_000):
+                sys.intern(f"of {number}")
+        else:
+            kept.append([object() for _ in range(50_000)] if line == "objects\\n" else bytes(range(256)) * 40_000)
+        print("kept", flush=True)
+
+
+# Not where signals are handled: one that comes just before a read begins would wait for the read's end.
+threading.Thread(target=keep, daemon=True).start()
+while True:
+    time.sleep(0.05)
 """
 
 
@@ -108,11 +119,12 @@ def test_what_is_allocated_is_counted(process: subprocess.Popen[str], tmp_path: 
     objects = keep("objects")
     assert 50_000 <= objects["python_blocks"] - before["python_blocks"] < 51_000
     large = keep("bytes")
-    assert 10_240_000 <= large["malloc_bytes"] - objects["malloc_bytes"] < 10_500_000
+    buffers = 100_000  # of files and pipes, which may have been there once and not the other time
+    assert abs(large["malloc_bytes"] - objects["malloc_bytes"] - 10_240_000) < buffers
     assert large["python_blocks"] - objects["python_blocks"] < 1_000
     assert large.keys() == LEAK.keys()
     named = keep("names")  # which come and go: their table has grown before
-    assert abs(named["malloc_bytes"] - large["malloc_bytes"]) < 100_000
+    assert abs(named["malloc_bytes"] - large["malloc_bytes"]) < buffers
 
 
 def test_the_pool_of_a_daemon_is_filled(tmp_path: Path) -> None:
