@@ -7,7 +7,8 @@ costs its tokens and each departure from the first choice. One pass makes tokens
 makes them cheap, so that one way is followed far before another is tried. Then, for long ways that lead straight on (a
 `minItems` of 200), the first choice alone is followed.
 
-Where a way is short this takes a few milliseconds, where there is none some tens.
+Where a way is short this takes a few milliseconds, where there is none some tens. A grammar that recurses to the right
+makes each step as dear as the answer is deep, so processor time is bounded too: nobody else's answer goes on meanwhile.
 
 What this does NOT do: prove that a way is the shortest, or find one that only luck would find, like the right digits of
 a checksum.
@@ -16,6 +17,7 @@ a checksum.
 import heapq
 import itertools
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,6 +32,8 @@ PASSES = ((0.5, 300), (0.05, 800))
 """What a token costs, where a departure from the first choice costs about 1, and how many positions are looked at."""
 LONGEST = 4_096
 """Tokens of a way."""
+MOST_SECONDS = 1.0
+"""Of the thread's processor time, for both passes together, and once more for the first choice alone."""
 _SHORTEST = 32
 """Tokens that are tried at last, of those that the grammar allows."""
 _CLOSING = (b"}", b"]", b'"', b",")
@@ -112,18 +116,19 @@ def find_completion(
     start = _Step(offer, matcher.deep_copy(), place, [], [])
     if start.satisfied:
         return start.path
+    until = time.thread_time() + MOST_SECONDS
     for token_cost, expansions in PASSES:
-        found = _best_first(offer, _Step(offer, matcher.deep_copy(), place, [], []), token_cost, expansions)
+        found = _best_first(offer, _Step(offer, matcher.deep_copy(), place, [], []), token_cost, expansions, until)
         if found is not None:
             return found
-    return _straight_on(offer, start)
+    return _straight_on(offer, start, time.thread_time() + MOST_SECONDS)
 
 
-def _best_first(offer: "_Offer", start: "_Step", token_cost: float, expansions: int) -> list[int] | None:
+def _best_first(offer: "_Offer", start: "_Step", token_cost: float, expansions: int, until: float) -> list[int] | None:
     number = itertools.count()
     heap: list[tuple[float, int, _Step]] = [(0.0, next(number), start)]
     for _ in range(expansions):
-        if not heap:
+        if not heap or time.thread_time() > until:
             return None
         cost, _, here = heapq.heappop(heap)
         token = here.next_token()
@@ -139,8 +144,8 @@ def _best_first(offer: "_Offer", start: "_Step", token_cost: float, expansions: 
     return None
 
 
-def _straight_on(offer: "_Offer", here: "_Step") -> list[int] | None:
-    while len(here.path) <= LONGEST and not here.repeats:
+def _straight_on(offer: "_Offer", here: "_Step", until: float) -> list[int] | None:
+    while len(here.path) <= LONGEST and not here.repeats and time.thread_time() < until:
         if here.satisfied:
             return here.path
         token = here.next_token()

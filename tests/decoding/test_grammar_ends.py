@@ -329,3 +329,15 @@ def test_an_end_that_only_luck_would_find_is_not_found() -> None:
     started = time.monotonic()
     state.shortest_completion()
     assert time.monotonic() - started < 10
+
+
+def test_where_each_step_is_dear_the_search_gives_up_in_time() -> None:
+    """Recursion to the right: whatever closes it completes thousands of rules at once, more than llguidance will."""
+    state = compile_grammar(Constraint("lark", 'start: "(" start | "a"'), TINY).start()
+    for _ in range(4_000):
+        state.advance(ord("("))
+    started = time.thread_time()
+    assert state.shortest_completion() is None
+    assert time.thread_time() - started < 2.5
+    state.rollback(2_500)
+    assert state.shortest_completion()
