@@ -25,18 +25,27 @@ from appliance.errors import OutOfMemory
 
 _MAP_NORESERVE = 0x4000  # Linux; the mmap module names it from Python 3.13 on
 
-_CACHES: "weakref.WeakSet[Cache]" = weakref.WeakSet()
-"""Caches that are in use."""
+
+class _Promise:
+    """What a cache may hold, and holds: by itself, so that who adds promises up keeps no cache in its slot."""
+
+    __slots__ = ("__weakref__", "capacity", "length", "token_bytes")
+
+    def __init__(self, capacity: int, token_bytes: int) -> None:
+        self.capacity, self.length, self.token_bytes = capacity, 0, token_bytes
 
 
-_CACHES_LOCK = threading.Lock()
+_PROMISES: "weakref.WeakSet[_Promise]" = weakref.WeakSet()
+"""Of the caches that are in use."""
+
+_PROMISES_LOCK = threading.Lock()
 
 
 def promised_bytes() -> int:
-    """Memory that caches in use may still take. Any thread may ask."""
-    with _CACHES_LOCK:
-        caches = list(_CACHES)
-    return sum(cache.promised_bytes for cache in caches)
+    """Memory that caches in use may still take: pages count for the kernel only once written. Any thread may ask."""
+    with _PROMISES_LOCK:
+        promises = list(_PROMISES)
+    return sum((promise.capacity - promise.length) * promise.token_bytes for promise in promises)
 
 
 class Arena:
@@ -111,8 +120,6 @@ class Cache:
 
     Attributes:
         slot: where in the arena.
-        length: tokens that are in the cache; lower it with `rewind`.
-        capacity: tokens that fit.
     """
 
     def __init__(self, arena: Arena, capacity: int) -> None:
@@ -122,22 +129,29 @@ class Cache:
             OutOfMemory: there is no free slot.
         """
         self.slot = arena.take()
-        self.length = 0
-        self.capacity = capacity
-        self._token_bytes = arena.token_bytes
+        self._promise = _Promise(capacity, arena.token_bytes)
         self._buffers = [buffer[self.slot] for buffer in arena.buffers.values()]
         weakref.finalize(self, arena.give_back, self.slot).atexit = False
-        with _CACHES_LOCK:
-            _CACHES.add(self)
+        with _PROMISES_LOCK:
+            _PROMISES.add(self._promise)
 
     @property
-    def promised_bytes(self) -> int:
-        """Memory that was promised and is not taken yet: pages count for the kernel only once they are written."""
-        return self.bytes_of(self.capacity - self.length)
+    def capacity(self) -> int:
+        """Tokens that fit."""
+        return self._promise.capacity
+
+    @property
+    def length(self) -> int:
+        """Tokens that are in the cache; lower it with `rewind`."""
+        return self._promise.length
+
+    @length.setter
+    def length(self, length: int) -> None:
+        self._promise.length = length
 
     def bytes_of(self, tokens: int) -> int:
         """Memory that the keys and values of so many tokens take."""
-        return self._token_bytes * tokens
+        return self._promise.token_bytes * tokens
 
     def read(self, start: int, stop: int) -> list[NDArray[np.float32]]:
         """Copy the keys and values of some tokens.
