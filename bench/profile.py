@@ -1,0 +1,153 @@
+"""Where a step spends its time, by onnxruntime's own profile: `python -m bench.profile`.
+
+A step is one token, after 128 or 1,024 others, or a part of a prompt: 256 tokens after 128.
+
+What this does NOT show: how fast a step is without a profile, which costs some microseconds an operator. Its shares go
+to many small operators more than they should.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import onnxruntime as ort
+
+from appliance.engine.session import Session
+from appliance.errors import SkerryError
+from appliance.forge import recipe as recipes
+from appliance.forge.quantize import SCHEMES
+from appliance.models.package import open_verified
+from appliance.trust.keys import KeySet
+from bench import machine
+from bench.forms import Form, our_forms
+from bench.markdown import markdown_table
+from bench.pipe import ROOT
+from bench.workload import MODELS
+
+MEASURED = [scheme for scheme in SCHEMES if scheme != "f32"]
+PRODUCTS = ("MatMulNBits", "MatMulIntegerToFloat")
+KINDS = {
+    **dict.fromkeys(PRODUCTS, "matrices of the layers"),
+    "GroupQueryAttention": "attention",
+    **dict.fromkeys(("Abs", "ReduceMax", "Div", "QuantizeLinear"), "rounding tokens to 8 bits"),
+    **dict.fromkeys(("ReduceSum", "Concat"), "sums of blocks"),
+}
+HEAD, SCALING = "head, for one row", "rounding tokens to 8 bits"
+OTHERS, BETWEEN = "norms, gates, copies", "between the operators"
+ROWS = ("matrices of the layers", HEAD, "attention", SCALING, "sums of blocks", OTHERS, BETWEEN)
+STEPS = {"128": (128, 1), "1,024": (1024, 1), "part": (128, 256)}
+"""By name: tokens before, and tokens of the step."""
+WARM = 2
+
+
+class Profile(NamedTuple):
+    """What one kind of step took.
+
+    Attributes:
+        milliseconds: of a step, with the profile's own cost.
+        operators: how many a step has.
+        shares: of its time, by kind; they add up to 1.
+    """
+
+    milliseconds: float
+    operators: int
+    shares: dict[str, float]
+
+
+def profile(form: Form, threads: int, steps: int) -> dict[str, Profile]:
+    """Profile each kind of step, `steps` times: a session each, as a profile ends once."""
+    model = Path(form.arguments["path"])
+    found = {}
+    for name, (context, length) in STEPS.items():
+        with tempfile.TemporaryDirectory(prefix="skerry-profile-") as folder:
+            options = ort.SessionOptions()
+            options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
+            opened = open_verified(model, KeySet.from_directory(Path(form.arguments["keys"])))
+            with mock.patch.object(ort, "SessionOptions", lambda options=options: options):
+                session = Session(opened, threads)
+            with session:
+                rng = np.random.default_rng(1)
+                cache = session.new_cache(context + length)
+                for tokens in (context, *[length] * (WARM + steps)):
+                    cache.rewind(min(cache.length, context))
+                    session.forward(cache, rng.integers(0, session.card.vocabulary_size, tokens))
+                file = Path(session._session.end_profiling())
+                found[name] = summed(list(_runs(json.loads(file.read_text())))[-steps:])
+    return found
+
+
+def _runs(events: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Group events by run: its operators in their order, and at last the run itself."""
+    run = list[dict[str, Any]]()
+    for event in sorted(events, key=lambda e: int(e["ts"]) + int(e["dur"])):
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            run.append(event)
+        elif event["name"] == "model_run":
+            yield [*run, event]
+            run = []
+
+
+def summed(runs: list[list[dict[str, Any]]]) -> Profile:
+    """Add up what each kind of operator took, as shares of the runs' time."""
+    took = Counter[str]()
+    for *operators, whole in runs:
+        took[BETWEEN] += int(whole["dur"])
+        last = max(i for i, event in enumerate(operators) if event["args"]["op_name"] in PRODUCTS)
+        before = ""
+        for i, event in enumerate(operators):
+            name = event["args"]["op_name"]
+            kind = KINDS.get(name, OTHERS)
+            if i == last:
+                kind = HEAD
+            elif (name, before) == ("Mul", "MatMulIntegerToFloat"):
+                kind = SCALING
+            took[kind] += int(event["dur"])
+            took[BETWEEN] -= int(event["dur"])
+            before = name
+    microseconds = took.total()
+    return Profile(
+        microseconds / len(runs) / 1000, len(runs[-1]) - 1, {kind: took[kind] / microseconds for kind in ROWS}
+    )
+
+
+def table(profiles: dict[str, dict[str, Profile]]) -> list[list[str]]:
+    """Rows of cells: a column for each form and kind of step."""
+    columns = {f"{form}, {step}": found for form, steps in profiles.items() for step, found in steps.items()}
+    rows = [["", *columns]]
+    rows += [[kind, *(f"{found.shares[kind]:.0%}" for found in columns.values())] for kind in ROWS]
+    rows.append(["operators", *(f"{found.operators:,}" for found in columns.values())])
+    rows.append(["ms, profiled", *(f"{found.milliseconds:.1f}" for found in columns.values())])
+    return rows
+
+
+def main() -> int:
+    """Profile and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.profile", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default=MODELS[0], help=f"({MODELS[0]})")
+    parser.add_argument(
+        "--schemes", nargs="*", choices=MEASURED, default=["q8", "q4x"], help="beside the recipe's own (q8 q4x)"
+    )
+    parser.add_argument("--steps", type=int, default=20, help="(20)")
+    parser.add_argument("--threads", type=int, default=1, help="(1)")
+    parser.add_argument("--accept-licence", action="store_true", help="you accept the terms of Gemma's weights")
+    options = parser.parse_args()
+    print(f"machine: {machine.line(machine.describe())}")
+    recipe, folder = recipes.load(ROOT / "models" / f"{options.model}.yaml"), ROOT / "build" / "bench"
+    try:
+        forms = our_forms(recipe, options.schemes, folder, accept_licence=options.accept_licence)
+    except SkerryError as e:
+        print(f"bench: {e}", file=sys.stderr)
+        return 1
+    print(markdown_table(table({form.name: profile(form, options.threads, options.steps) for form in forms})))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
