@@ -100,17 +100,18 @@ def summed(runs: list[list[dict[str, Any]]]) -> Profile:
     for *operators, whole in runs:
         took[BETWEEN] += int(whole["dur"])
         last = max(i for i, event in enumerate(operators) if event["args"]["op_name"] in PRODUCTS)
-        before = ""
+        names = ["", *(event["args"]["op_name"] for event in operators), ""]
         for i, event in enumerate(operators):
-            name = event["args"]["op_name"]
+            before, name, after = names[i : i + 3]
             kind = KINDS.get(name, OTHERS)
             if i == last:
                 kind = HEAD
-            elif (name, before) == ("Mul", "MatMulIntegerToFloat"):
+            elif (before, name) == ("MatMulIntegerToFloat", "Mul"):
                 kind = SCALING
+            elif (name, after) == ("Reshape", "ReduceSum"):
+                kind = KINDS[after]
             took[kind] += int(event["dur"])
             took[BETWEEN] -= int(event["dur"])
-            before = name
     microseconds = took.total()
     return Profile(
         microseconds / len(runs) / 1000, len(runs[-1]) - 1, {kind: took[kind] / microseconds for kind in ROWS}
