@@ -57,8 +57,8 @@ VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 LONG = 32
 """Tokens of one sequence from which on they are a part of a prompt. A pass with one gives back the memory that it
 computed in, onnxruntime to the C library and the C library to the kernel: both would keep as much for ever as the
-longest part ever took. And it lets go of the file's pages, of which each token's embedding maps some. Single tokens and
-guesses keep their little."""
+longest part ever took. Single tokens and guesses keep their little. After so many tokens, whatever they are, the file's
+pages are let go, of which each token's embedding maps some: sixteen, or with the large pages of a new kernel 512."""
 
 _INPUTS = {"input_ids", "query_seqlens", "seqlens_k", "total_sequence_length", "padded_rows", "flat_rows"}
 _INPUTS |= {"logit_rows", "hidden_rows"}
@@ -123,6 +123,7 @@ class Session:
         self._gives_back = ort.RunOptions()
         self._gives_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._in_pairs = _computes_in_pairs(model.card)
+        self._since_release = 0  # tokens
         self._vocabulary_size = model.card.vocabulary_size
         self._hidden_size = next(int(o.shape[-1]) for o in self._session.get_outputs() if o.name == "hidden")
         self._step_logits = np.zeros((slots, self._vocabulary_size), np.float32)
@@ -214,8 +215,11 @@ class Session:
         is_long = inputs["padded_rows"].shape[1] >= LONG
         self._session.run_with_iobinding(binding, self._gives_back if is_long else None)
         if is_long:
-            self._model.release_pages()
             return_memory()
+        self._since_release += len(inputs["input_ids"])
+        if self._since_release >= LONG:
+            self._model.release_pages()
+            self._since_release = 0
         if self._convolutions is not None and kept is not None:
             self._convolutions.keep(self._arena, spans, kept)
         found = self._split(wanted, logits, hidden, whole)

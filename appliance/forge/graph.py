@@ -5,8 +5,10 @@
         ...
         graph.save(inputs, outputs)
 
-writes `model.onnx` and, beside it, `model.onnx.data` with every tensor of 1 KiB or more. At no time is more than one
-chunk of weights in memory. The bytes are a function of the calls alone: no clock, no random names.
+writes `model.onnx` and, beside it, `model.onnx.data` with every tensor of 1 KiB or more, the large ones first. A step
+reads its small tensors from the mapped file, and for each page that is read the kernel maps sixteen: among the large
+ones they would take ten times their size. At no time is more in memory than one chunk of weights and the small tensors.
+The bytes are a function of the calls alone: no clock, no random names.
 
 What this does NOT do: check that the graph makes sense; onnxruntime does when it is loaded.
 
@@ -42,6 +44,8 @@ class Graph:
         self._data: BinaryIO = (directory / DATA_FILE).open("wb")
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
+        self._small: list[tuple[onnx.TensorProto, bytes]] = []
+        self._aliases: list[tuple[onnx.TensorProto, onnx.TensorProto]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -70,23 +74,28 @@ class Graph:
         """
         dtype = np.dtype(dtype)
         size = int(np.prod(shape)) * dtype.itemsize
-        offset = self._align(size)
-        for chunk in chunks:
-            self._data.write(np.ascontiguousarray(chunk, dtype).data)
-        written = self._data.tell() - offset
+        tensor, pieces = self._tensor(name, dtype, shape), (np.ascontiguousarray(chunk, dtype) for chunk in chunks)
+        if size < _LARGE_BYTES:
+            content = b"".join(piece.tobytes() for piece in pieces)
+            written = len(content)
+            self._small.append((tensor, content))
+        else:
+            offset = self._align(_PAGE)
+            for piece in pieces:
+                self._data.write(piece.data)
+            written = self._data.tell() - offset
+            _lies_at(tensor, offset, size)
         if written != size:
             raise ValueError(f"tensor {name} has {written} bytes, its shape needs {size}")
-        self._external(name, dtype, shape, offset, size)
         return name
 
     def alias(self, name: str, of: str, shape: Sequence[int]) -> str:
         """Add an initializer with the very same bytes in the data file, under another shape."""
         original = self._initializers[of]
-        where = {e.key: e.value for e in original.external_data}
         dtype = helper.tensor_dtype_to_np_dtype(original.data_type)
         if int(np.prod(shape)) != int(np.prod(original.dims)):
             raise ValueError(f"an alias of {of} must have as many values")
-        self._external(name, dtype, shape, int(where["offset"]), int(where["length"]))
+        self._aliases.append((self._tensor(name, dtype, shape), original))
         return name
 
     def node(self, operator: str, inputs: Sequence[str], *, domain: str = "", **attributes: Any) -> str:
@@ -105,7 +114,7 @@ class Graph:
         return list(outputs)
 
     def save(self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]) -> None:
-        """Write the graph file; the data file is complete already.
+        """Write what is left of the data file, and the graph file.
 
         Raises:
             ValueError: an initializer is used by no node.
@@ -113,6 +122,12 @@ class Graph:
         read = {i for n in self._nodes for i in n.input}
         if unused := sorted(set(self._initializers) - read):
             raise ValueError(f"initializers that no node reads: {', '.join(unused)}")
+        for tensor, content in self._small:
+            _lies_at(tensor, self._align(_LINE), len(content))
+            self._data.write(content)
+        for tensor, original in self._aliases:
+            tensor.data_location = original.data_location
+            tensor.external_data.extend(original.external_data)
         graph = helper.make_graph(self._nodes, "skerry", inputs, outputs, list(self._initializers.values()))
         opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(MS, _MS_OPSET)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="skerry")
@@ -128,16 +143,15 @@ class Graph:
         self._initializers[name] = tensor
         return tensor
 
-    def _external(self, name: str, dtype: np.dtype[Any], shape: Sequence[int], offset: int, size: int) -> None:
-        tensor = self._tensor(name, dtype, shape)
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", DATA_FILE), ("offset", str(offset)), ("length", str(size))):
-            tensor.external_data.add(key=key, value=value)
-
-    def _align(self, size: int) -> int:
-        step = _PAGE if size >= _LARGE_BYTES else _LINE
+    def _align(self, step: int) -> int:
         self._data.write(b"\0" * (-self._data.tell() % step))
         return self._data.tell()
+
+
+def _lies_at(tensor: onnx.TensorProto, offset: int, size: int) -> None:
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", DATA_FILE), ("offset", str(offset)), ("length", str(size))):
+        tensor.external_data.add(key=key, value=value)
 
 
 def floats(name: str, shape: Sequence[int | str]) -> onnx.ValueInfoProto:

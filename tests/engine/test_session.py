@@ -13,7 +13,7 @@ from appliance.decoding.sampling import SamplingParams
 from appliance.engine.cache import Cache
 from appliance.engine.generate import Token, generate
 from appliance.engine.prefixes import PART
-from appliance.engine.session import Session
+from appliance.engine.session import LONG, Session
 from appliance.errors import CardMismatch, ContextTooLong, DigestMismatch, InternalError, OutOfMemory
 from appliance.models.package import DATA_FILE, VerifiedModel
 from bench.side import memory
@@ -50,6 +50,18 @@ def test_chunks_give_the_logits_of_the_whole(session: Session) -> None:
     whole = logits_of(session, session.new_cache(64), 12)
     for chunks in [(5, 7), (1,) * 12, (11, 1)]:
         np.testing.assert_allclose(logits_of(session, session.new_cache(64), *chunks), whole, atol=1e-4)
+
+
+def test_pages_of_the_file_are_let_go_after_so_many_tokens(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each embedding that is read maps some; single tokens are no reason to keep the whole table."""
+    released = list[int]()
+    monkeypatch.setattr(VerifiedModel, "release_pages", lambda _: released.append(cache.length))
+    cache = session.new_cache(256)
+    for token in np.arange(2 * LONG):
+        session.forward(cache, np.array([token]))
+    session.forward(cache, np.arange(LONG))
+    session.forward(cache, np.array([5]))
+    assert released == [LONG - 1, 2 * LONG - 1, 2 * LONG]  # a pass counts at its end
 
 
 def test_every_row_can_be_asked_for(session: Session) -> None:

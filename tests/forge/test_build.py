@@ -158,20 +158,29 @@ def test_embedding_stands_once_in_the_file(tmp_path: Path) -> None:
 
 
 def test_large_tensors_start_on_pages(tmp_path: Path) -> None:
-    """So that they can be mapped as they are; small ones start on cache lines, very small ones stand in the graph."""
+    """So that they can be mapped as they are; small ones follow together, very small ones stand in the graph."""
     sizes = {"odd": 1027, "large": 70_001, "small": 1025, "larger": 65_536, "tiny": 3}
     with Graph(tmp_path) as graph:
-        for name, size in sizes.items():
-            graph.node_with_outputs("Identity", [graph.constant(name, np.full(size, 7, np.uint8))], [f"{name}.out"])
+        for value, (name, size) in enumerate(sizes.items()):
+            graph.node_with_outputs("Identity", [graph.constant(name, np.full(size, value, np.uint8))], [f"{name}.out"])
+        for name in ("odd", "large"):
+            graph.node_with_outputs("Identity", [graph.alias(f"{name}.again", name, [1, sizes[name]])], [f"{name}.too"])
         graph.save([floats("x", [1])], [])
     places = {}
     for tensor in onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.initializer:
         places[tensor.name] = {e.key: e.value for e in tensor.external_data}
     assert places.pop("tiny") == {}
-    for name, place in places.items():
-        assert place["location"] == "model.onnx.data"
-        assert int(place["length"]) == sizes[name]
-        assert int(place["offset"]) % (4096 if sizes[name] >= 65536 else 64) == 0
+    for name in ("odd", "large"):
+        assert places.pop(f"{name}.again") == places[name]
+    content = (tmp_path / "model.onnx.data").read_bytes()
+    for value, (name, size) in enumerate(sizes.items()):
+        if name != "tiny":
+            assert places[name]["location"] == "model.onnx.data"
+            assert int(places[name]["length"]) == size
+            offset = int(places[name]["offset"])
+            assert offset % (4096 if size >= 65536 else 64) == 0
+            assert content[offset : offset + size] == bytes([value]) * size
+    assert sorted(places, key=lambda name: int(places[name]["offset"])) == ["large", "larger", "odd", "small"]
 
 
 def test_untied_head_is_used(tmp_path: Path) -> None:
