@@ -8,7 +8,6 @@ What this does NOT show: how often a form allows so few.
 import argparse
 import sys
 import time
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -16,10 +15,8 @@ import numpy as np
 from appliance.engine.session import Session, Wanted
 from appliance.errors import SkerryError
 from appliance.forge import recipe as recipes
-from appliance.models.package import open_verified
-from appliance.trust.keys import KeySet
 from bench import machine
-from bench.forms import Form, our_forms
+from bench.forms import Form, open_package, our_forms
 from bench.markdown import markdown_table
 from bench.pipe import ROOT
 from bench.workload import MODELS
@@ -30,8 +27,7 @@ CONTEXT, STEPS = 128, 16
 
 def measure(form: Form, threads: int, rounds: int) -> list[str]:
     """Tokens a second, a number for each of COUNTS, as words."""
-    model = open_verified(Path(form.arguments["path"]), KeySet.from_directory(Path(form.arguments["keys"])))
-    with Session(model, threads) as session:
+    with Session(open_package(form), threads) as session:
         rng, size = np.random.default_rng(1), session.card.vocabulary_size
         cache = session.new_cache(CONTEXT + STEPS)
         session.forward(cache, rng.integers(0, size, CONTEXT))
@@ -57,6 +53,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2, help="(2)")
     parser.add_argument("--accept-licence", action="store_true", help="you accept the terms of Gemma's weights")
     options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error(f"--rounds is {options.rounds}, expected at least 1")
     print(f"machine: {machine.line(machine.describe())}")
     rows = [["decode at 128, tok/s", "all tokens", *(f"{count:,}" for count in COUNTS if count)]]
     for name in options.models:

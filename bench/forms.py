@@ -13,7 +13,7 @@ from appliance.files import Progress, no_progress
 from appliance.forge import source
 from appliance.forge.build import build
 from appliance.forge.recipe import Recipe
-from appliance.models.package import SIGNATURE_FILE, open_verified, sign_package
+from appliance.models.package import SIGNATURE_FILE, VerifiedModel, open_verified, sign_package
 from appliance.trust.keys import KeySet, PrivateKey, generate
 from bench.pipe import Side
 
@@ -41,6 +41,11 @@ class Form:
     def label(self) -> str:
         """Engine and form, for people."""
         return f"{self.engine} {self.name}"
+
+
+def open_package(form: Form) -> VerifiedModel:
+    """Verify and open one of our packages, as the daemon would."""
+    return open_verified(Path(form.arguments["path"]), KeySet.from_directory(Path(form.arguments["keys"])))
 
 
 def throwaway_key(folder: Path) -> PrivateKey:

@@ -23,25 +23,24 @@ from appliance.engine.session import Session
 from appliance.errors import SkerryError
 from appliance.forge import recipe as recipes
 from appliance.forge.quantize import SCHEMES
-from appliance.models.package import open_verified
-from appliance.trust.keys import KeySet
 from bench import machine
-from bench.forms import Form, our_forms
+from bench.forms import Form, open_package, our_forms
 from bench.markdown import markdown_table
 from bench.pipe import ROOT
 from bench.workload import MODELS
 
 MEASURED = [scheme for scheme in SCHEMES if scheme != "f32"]
+MATRICES, HEAD, ATTENTION = "matrices of the layers", "head, for one row", "attention"
+ROUNDING, SUMS = "rounding tokens to 8 bits", "sums of blocks"
+OTHERS, BETWEEN = "norms, gates, copies", "between the operators"
+ROWS = (MATRICES, HEAD, ATTENTION, ROUNDING, SUMS, OTHERS, BETWEEN)
 PRODUCTS = ("MatMulNBits", "MatMulIntegerToFloat")
 KINDS = {
-    **dict.fromkeys(PRODUCTS, "matrices of the layers"),
-    "GroupQueryAttention": "attention",
-    **dict.fromkeys(("Abs", "ReduceMax", "Div", "QuantizeLinear"), "rounding tokens to 8 bits"),
-    **dict.fromkeys(("ReduceSum", "Concat"), "sums of blocks"),
+    **dict.fromkeys(PRODUCTS, MATRICES),
+    "GroupQueryAttention": ATTENTION,
+    **dict.fromkeys(("Abs", "ReduceMax", "Div", "QuantizeLinear"), ROUNDING),
+    **dict.fromkeys(("ReduceSum", "Concat"), SUMS),
 }
-HEAD, SCALING = "head, for one row", "rounding tokens to 8 bits"
-OTHERS, BETWEEN = "norms, gates, copies", "between the operators"
-ROWS = ("matrices of the layers", HEAD, "attention", SCALING, "sums of blocks", OTHERS, BETWEEN)
 STEPS = {"128": (128, 1), "1,024": (1024, 1), "part": (128, 256)}
 """By name: tokens before, and tokens of the step."""
 WARM = 2
@@ -62,25 +61,26 @@ class Profile(NamedTuple):
 
 
 def profile(form: Form, threads: int, steps: int) -> dict[str, Profile]:
-    """Profile each kind of step, `steps` times: a session each, as a profile ends once."""
-    model = Path(form.arguments["path"])
-    found = {}
-    for name, (context, length) in STEPS.items():
-        with tempfile.TemporaryDirectory(prefix="skerry-profile-") as folder:
-            options = ort.SessionOptions()
-            options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
-            opened = open_verified(model, KeySet.from_directory(Path(form.arguments["keys"])))
-            with mock.patch.object(ort, "SessionOptions", lambda options=options: options):
-                session = Session(opened, threads)
-            with session:
-                rng = np.random.default_rng(1)
-                cache = session.new_cache(context + length)
-                for tokens in (context, *[length] * (WARM + steps)):
-                    cache.rewind(min(cache.length, context))
-                    session.forward(cache, rng.integers(0, session.card.vocabulary_size, tokens))
-                file = Path(session._session.end_profiling())
-                found[name] = summed(list(_runs(json.loads(file.read_text())))[-steps:])
-    return found
+    """Profile each kind of step, `steps` times."""
+    return {name: _profile(form, threads, *step, steps) for name, step in STEPS.items()}
+
+
+def _profile(form: Form, threads: int, context: int, length: int, steps: int) -> Profile:
+    """Profile one kind of step in a session of its own, as a profile ends once."""
+    with tempfile.TemporaryDirectory(prefix="skerry-profile-") as folder:
+        options = ort.SessionOptions()
+        options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
+        with mock.patch.object(ort, "SessionOptions", return_value=options):
+            session = Session(open_package(form), threads)
+        with session:
+            rng, size = np.random.default_rng(1), session.card.vocabulary_size
+            cache = session.new_cache(context + length)
+            session.forward(cache, rng.integers(0, size, context))
+            for _ in range(WARM + steps):
+                cache.rewind(context)
+                session.forward(cache, rng.integers(0, size, length))
+            file = Path(session._session.end_profiling())
+            return summed(list(_runs(json.loads(file.read_text())))[1 + WARM :])
 
 
 def _runs(events: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -107,9 +107,9 @@ def summed(runs: list[list[dict[str, Any]]]) -> Profile:
             if i == last:
                 kind = HEAD
             elif (before, name) == ("MatMulIntegerToFloat", "Mul"):
-                kind = SCALING
+                kind = ROUNDING
             elif (name, after) == ("Reshape", "ReduceSum"):
-                kind = KINDS[after]
+                kind = SUMS
             took[kind] += int(event["dur"])
             took[BETWEEN] -= int(event["dur"])
     microseconds = took.total()
@@ -139,6 +139,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="(1)")
     parser.add_argument("--accept-licence", action="store_true", help="you accept the terms of Gemma's weights")
     options = parser.parse_args()
+    if options.steps < 1:
+        parser.error(f"--steps is {options.steps}, expected at least 1")
     print(f"machine: {machine.line(machine.describe())}")
     recipe, folder = recipes.load(ROOT / "models" / f"{options.model}.yaml"), ROOT / "build" / "bench"
     try:

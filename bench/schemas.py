@@ -29,11 +29,10 @@ from appliance.decoding.grammar import SEPARATORS, Constraint, Grammar, Vocabula
 from appliance.decoding.weights import Logits
 from appliance.errors import InvalidRequest, SkerryError
 from appliance.forge import recipe as recipes
-from appliance.models.package import TOKENIZER_FILE, open_verified
+from appliance.models.package import TOKENIZER_FILE
 from appliance.models.tokenizer import Tokenizer
-from appliance.trust.keys import KeySet
 from bench import machine
-from bench.forms import our_forms
+from bench.forms import open_package, our_forms
 from bench.packages import download
 from bench.pipe import ROOT
 
@@ -107,7 +106,7 @@ def main() -> int:
 def _vocabulary(work: Path) -> Vocabulary:
     recipe = recipes.load(ROOT / "models" / f"{MODEL}.yaml")
     form = our_forms(recipe, [], work)[0]
-    with open_verified(Path(form.arguments["path"]), KeySet.from_directory(Path(form.arguments["keys"]))) as model:
+    with open_package(form) as model:
         tokenizer = Tokenizer(bytes(model.files[TOKENIZER_FILE]))
         tokenizer.cover(model.card.vocabulary_size)
         return Vocabulary(

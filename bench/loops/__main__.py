@@ -19,11 +19,10 @@ from appliance.decoding.breaker import Words
 from appliance.errors import SkerryError
 from appliance.files import write_durably
 from appliance.forge import recipe as recipes
-from appliance.models.package import TOKENIZER_FILE, open_verified
+from appliance.models.package import TOKENIZER_FILE
 from appliance.models.tokenizer import Tokenizer
-from appliance.trust.keys import KeySet
 from bench import machine
-from bench.forms import Form, our_forms
+from bench.forms import Form, open_package, our_forms
 from bench.loops.corpus import corpus
 from bench.loops.figures import judge_rows
 from bench.loops.llama_server import measure_peer, weights
@@ -137,8 +136,7 @@ def _replay(short: str, form: Form, options: argparse.Namespace, report: Report)
 
 
 def _tokenizer(form: Form) -> tuple[Tokenizer, Words]:
-    keys = KeySet.from_directory(Path(form.arguments["keys"]))
-    with open_verified(Path(form.arguments["path"]), keys) as model:
+    with open_package(form) as model:
         tokenizer = Tokenizer(bytes(model.files[TOKENIZER_FILE]))
     return tokenizer, Words.of(tokenizer.token_bytes, tokenizer.control, tokenizer.encode("\n", bos=False))
 
