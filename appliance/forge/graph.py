@@ -90,8 +90,14 @@ class Graph:
         return name
 
     def alias(self, name: str, of: str, shape: Sequence[int]) -> str:
-        """Add an initializer with the very same bytes in the data file, under another shape."""
+        """Add an initializer with the very same bytes in the data file, under another shape.
+
+        Raises:
+            ValueError: it has not as many values, or `of` is so small that it stands in the graph.
+        """
         original = self._initializers[of]
+        if original.raw_data:
+            raise ValueError(f"{of} has no place in the data file, expected {_INLINE_BYTES} bytes or more")
         dtype = helper.tensor_dtype_to_np_dtype(original.data_type)
         if int(np.prod(shape)) != int(np.prod(original.dims)):
             raise ValueError(f"an alias of {of} must have as many values")

@@ -165,6 +165,8 @@ def test_large_tensors_start_on_pages(tmp_path: Path) -> None:
             graph.node_with_outputs("Identity", [graph.constant(name, np.full(size, value, np.uint8))], [f"{name}.out"])
         for name in ("odd", "large"):
             graph.node_with_outputs("Identity", [graph.alias(f"{name}.again", name, [1, sizes[name]])], [f"{name}.too"])
+        with pytest.raises(ValueError, match="no place in the data file"):
+            graph.alias("tiny.again", "tiny", [1, 3])
         graph.save([floats("x", [1])], [])
     places = {}
     for tensor in onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.initializer:
